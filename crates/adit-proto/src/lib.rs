@@ -1,0 +1,4 @@
+//! The sans-IO protocol core of adit.
+pub mod endpoint;
+pub mod packet;
+pub mod reason;
