@@ -1,0 +1,123 @@
+//! The system packages that the tests and the demonstration need, on Debian and Ubuntu.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::program::{cargo, find, is_root, succeeds, works};
+
+/// Programs, any of which will do, and the package that has the first.
+struct Need {
+    programs: &'static [&'static str],
+    package: &'static str,
+}
+
+const fn need(programs: &'static [&'static str], package: &'static str) -> Need {
+    Need { programs, package }
+}
+
+const BUILD: &[Need] =
+    &[need(&["cc"], "gcc"), need(&["make"], "make"), need(&["cmake"], "cmake"), need(&["clang"], "clang")];
+
+const DEMO: &[Need] = &[
+    need(&["ip"], "iproute2"),
+    need(&["nft"], "nftables"),
+    need(&["tcpdump"], "tcpdump"),
+    need(&["ethtool"], "ethtool"),
+    need(&["ping"], "iputils-ping"),
+    need(&["sysctl"], "procps"),
+];
+
+const TEST: &[Need] = &[
+    need(&["curl"], "curl"),
+    need(&["iperf3"], "iperf3"),
+    need(&["resolvconf", "resolvectl"], "openresolv"),
+    need(&["socat"], "socat"),
+    need(&["tshark"], "tshark"),
+    need(&["wg"], "wireguard-tools"),
+    need(&["wireguard-go"], "wireguard-go"),
+];
+
+/// Installs all that is missing.
+pub fn run() -> Result<bool> {
+    for_tests()?;
+    println!("everything the build, the tests and the demonstration need is here");
+    Ok(true)
+}
+
+/// Installs what the build and the demonstration need.
+pub fn for_demo() -> Result<()> {
+    install(&missing(&[BUILD, DEMO]))
+}
+
+/// Installs what the build and the tests need.
+pub fn for_tests() -> Result<()> {
+    install(&missing(&[BUILD, DEMO, TEST]))?;
+    components()
+}
+
+/// rustfmt and clippy, which a minimal rustup lacks.
+fn components() -> Result<()> {
+    for (verb, component) in [("fmt", "rustfmt"), ("clippy", "clippy")] {
+        if works(&mut cargo(&[verb, "--version"])) {
+            continue;
+        }
+        if !succeeds(Command::new("rustup").args(["component", "add", component]))? {
+            bail!("cargo {verb} is missing. Run: rustup component add {component}");
+        }
+    }
+    Ok(())
+}
+
+fn missing(needs: &[&[Need]]) -> Vec<&'static str> {
+    let needs = needs.iter().flat_map(|list| list.iter());
+    needs
+        .filter(|need| !need.programs.iter().any(|name| find(name).is_some()))
+        .map(|need| need.package)
+        .collect()
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let line = format!("apt-get update && apt-get install -y --no-install-recommends {}", packages.join(" "));
+    if !is_root() {
+        bail!("these packages are missing: {}. Run: sudo sh -c '{line}'", packages.join(" "));
+    }
+    if find("apt-get").is_none() {
+        bail!("these packages are missing, and this is no Debian or Ubuntu: {}", packages.join(" "));
+    }
+    println!("installing {}", packages.join(" "));
+    let mut update = apt();
+    let mut install = apt();
+    update.arg("update");
+    install.args(["install", "-y", "--no-install-recommends"]).args(packages);
+    if !succeeds(&mut update)? || !succeeds(&mut install)? {
+        bail!("apt-get failed: see above. By hand: {line}");
+    }
+    Ok(())
+}
+
+fn apt() -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-q", "-o", "DPkg::Lock::Timeout=300"]);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_missing_is_installed() {
+        let needs = [need(&["sh"], "dash"), need(&["no-such-program"], "absent")];
+        assert_eq!(missing(&[&needs]), ["absent"]);
+    }
+
+    #[test]
+    fn any_program_of_a_need_will_do() {
+        let needs = [need(&["no-such-program", "sh"], "dash")];
+        assert!(missing(&[&needs]).is_empty());
+    }
+}
