@@ -1,4 +1,34 @@
-//! The sans-IO protocol core of adit.
+//! The sans-IO protocol core of adit: WireGuard's protocol and its AES-256-GCM sibling over one state
+//! machine.
+//!
+//! No clock, socket, thread or async lives here: time and randomness are arguments. The protocol has two
+//! halves:
+//!
+//! - [`engine::Engine`] controls: peers, handshakes, cookies, timers. One thread, `&mut self`.
+//! - [`forward::Forwarding`] carries data: routes, keypairs, replay windows. Every lane, `&self`.
+//!
+//! The engine is the only writer of what it publishes to the forwarding half; lanes answer with notices.
+
+pub mod aead;
+pub mod allowed_ips;
+pub mod cookie;
 pub mod endpoint;
+pub mod engine;
+pub mod event;
+pub mod forward;
+pub mod handshake;
+pub mod icmp;
+pub mod index;
+pub mod key;
+pub mod keypair;
+pub mod limit;
+pub mod noise;
 pub mod packet;
+pub mod path;
+mod peer;
 pub mod reason;
+pub mod replay;
+pub mod suite;
+pub mod time;
+pub mod timers;
+pub mod wire;

@@ -131,3 +131,6 @@ fn set_ecn(packet: &mut [u8], ecn: Ecn) {
         _ => {}
     }
 }
+
+#[cfg(test)]
+mod tests;

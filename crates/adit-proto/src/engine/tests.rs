@@ -1,0 +1,270 @@
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use rand_chacha::ChaCha20Rng;
+use rand_core::{RngCore, SeedableRng};
+
+use super::*;
+use crate::allowed_ips::Prefix;
+use crate::forward::Departure;
+use crate::keypair::blocks_of;
+use crate::packet::InsideHeader;
+use crate::reason::DropReason;
+use crate::time::UnixTime;
+
+/// Two hosts, a wire between them and a clock that moves by hand.
+struct Pair {
+    hosts: [Host; 2],
+    clock: Clock,
+    /// Datagrams under way: (to, from endpoint, bytes).
+    wire: VecDeque<(usize, Endpoint, Vec<u8>)>,
+    /// Every datagram that was ever on the wire.
+    seen: Vec<(usize, Vec<u8>)>,
+}
+
+struct Host {
+    engine: Engine,
+    forwarding: Arc<Forwarding>,
+    endpoint: Endpoint,
+    delivered: Vec<Vec<u8>>,
+    events: Vec<Event>,
+}
+
+impl Pair {
+    fn new(suite: Suite) -> Self {
+        let hosts = [1u8, 2].map(|n| {
+            let mut rng = ChaCha20Rng::seed_from_u64(u64::from(n));
+            let random: Random = Box::new(move |bytes: &mut [u8]| rng.fill_bytes(bytes));
+            let config = EngineConfig { default_suite: suite, ..Default::default() };
+            let (engine, forwarding) = Engine::new(config, random);
+            forwarding.set_mtu(1420);
+            let endpoint = Endpoint::udp(format!("192.0.2.{n}:51820").parse().unwrap());
+            Host { engine, forwarding, endpoint, delivered: Vec::new(), events: Vec::new() }
+        });
+        let wall = UnixTime { secs: 1_700_000_000, nanos: 0 };
+        let now = Instant::from_millis(1_000);
+        let mut pair =
+            Self { hosts, clock: Clock { now, wall }, wire: VecDeque::new(), seen: Vec::new() };
+        let secrets = [StaticSecret::from_bytes([11; 32]), StaticSecret::from_bytes([22; 32])];
+        for n in 0..2 {
+            let peer = 1 - n;
+            let mut update = PeerUpdate::new(secrets[peer].public_key());
+            update.endpoint = Some(pair.hosts[peer].endpoint);
+            update.allowed_ips =
+                vec![AllowedIpChange::Add(format!("10.0.0.{}/32", peer + 1).parse::<Prefix>().unwrap())];
+            let engine = &mut pair.hosts[n].engine;
+            engine.handle_command(pair.clock, Command::SetPrivateKey(Some(secrets[n].clone())));
+            engine.handle_command(pair.clock, Command::SetPeer(update));
+            pair.poll(n);
+        }
+        pair
+    }
+
+    fn poll(&mut self, n: usize) {
+        while let Some(output) = self.hosts[n].engine.poll_output(self.clock.now) {
+            match output {
+                Output::Transmit(transmit) => self.put_on_wire(n, transmit.contents),
+                Output::Event(event) => self.hosts[n].events.push(event),
+            }
+        }
+    }
+
+    fn put_on_wire(&mut self, from: usize, datagram: Vec<u8>) {
+        self.seen.push((from, datagram.clone()));
+        self.wire.push_back((1 - from, self.hosts[from].endpoint, datagram));
+    }
+
+    fn notices(&mut self, n: usize, notices: Vec<Notice>) {
+        for notice in notices {
+            self.hosts[n].engine.handle_notice(self.clock, notice);
+        }
+        self.poll(n);
+    }
+
+    fn send(&mut self, n: usize, text: &[u8]) {
+        let packet = packet(n, text);
+        let header = InsideHeader::parse(&packet).unwrap();
+        let forwarding = Arc::clone(&self.hosts[n].forwarding);
+        let mut notices = Vec::new();
+        match forwarding.depart(self.clock.now, &header) {
+            Departure::Seal(keypair, _) => {
+                let padded = forwarding.padded_len(packet.len());
+                let mut message = vec![0; padded + 32];
+                message[16..16 + packet.len()].copy_from_slice(&packet);
+                let counter = keypair.reserve(1, blocks_of(padded)).unwrap();
+                keypair.seal(counter, &mut message).unwrap();
+                forwarding.sent(self.clock.now, &keypair, 1, message.len() as u64, &mut notices);
+                self.put_on_wire(n, message);
+            }
+            Departure::Stage(path) => {
+                assert!(forwarding.stage(self.clock.now, &path, &packet, &mut notices));
+            }
+            Departure::Drop(reason) => panic!("{reason:?}"),
+        }
+        self.notices(n, notices);
+    }
+
+    fn drive(&mut self) {
+        while let Some((to, from, datagram)) = self.wire.pop_front() {
+            self.receive(to, from, datagram);
+        }
+    }
+
+    fn receive(&mut self, to: usize, from: Endpoint, mut datagram: Vec<u8>) {
+        let mut notices = Vec::new();
+        let forwarding = Arc::clone(&self.hosts[to].forwarding);
+        let inside = forwarding.arrive(self.clock.now, &from, Ecn::NotEct, &mut datagram, &mut notices);
+        if let Some(inside) = inside {
+            self.hosts[to].delivered.push(datagram[inside].to_vec());
+        }
+        self.notices(to, notices);
+    }
+
+    fn advance(&mut self, by: Duration) {
+        let until = self.clock.now.saturating_add(by);
+        loop {
+            let next = self.hosts.iter().filter_map(|host| host.engine.next_timeout()).min();
+            let at = next.filter(|&at| at <= until).unwrap_or(until).max(self.clock.now);
+            let step = at.since(self.clock.now);
+            self.clock.now = at;
+            self.clock.wall.secs += step.as_secs();
+            for n in 0..2 {
+                self.hosts[n].engine.handle_timeout(self.clock);
+                self.poll(n);
+            }
+            self.drive();
+            if at == until {
+                return;
+            }
+        }
+    }
+
+    fn drops(&self, n: usize, reason: DropReason) -> u64 {
+        self.hosts[n].forwarding.drops.count_of(reason)
+    }
+}
+
+fn packet(from: usize, text: &[u8]) -> Vec<u8> {
+    let len = (20 + text.len()) as u16;
+    let [hi, lo] = len.to_be_bytes();
+    let (s, d) = (from as u8 + 1, 2 - from as u8);
+    let mut packet = vec![0x45, 0, hi, lo, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, s, 10, 0, 0, d];
+    packet.extend(text);
+    packet
+}
+
+#[test]
+fn the_first_packet_waits_for_the_handshake_and_arrives() {
+    for suite in Suite::ALL {
+        let mut pair = Pair::new(suite);
+        pair.send(0, b"hello");
+        pair.drive();
+        assert_eq!(pair.hosts[1].delivered, [packet(0, b"hello")]);
+        let sizes: Vec<_> = pair.seen.iter().map(|(_, datagram)| datagram.len()).collect();
+        assert_eq!(sizes, [148, 92, 64], "initiation, response, the packet padded to 32");
+        pair.send(1, b"answer");
+        pair.drive();
+        assert_eq!(pair.hosts[0].delivered, [packet(1, b"answer")]);
+        assert_eq!(pair.seen.len(), 4, "the answer needs no handshake of its own");
+    }
+}
+
+#[test]
+fn staged_packets_arrive_in_order_and_before_later_ones() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    for n in 0..100u8 {
+        pair.send(0, &[n]);
+    }
+    pair.drive();
+    for n in 100..200u8 {
+        pair.send(0, &[n]);
+    }
+    pair.drive();
+    let expected: Vec<_> = (0..200u8).map(|n| packet(0, &[n])).collect();
+    assert_eq!(pair.hosts[1].delivered, expected);
+}
+
+#[test]
+fn received_data_is_answered_by_a_keepalive_after_ten_seconds() {
+    let mut pair = Pair::new(Suite::ChaCha20Poly1305);
+    pair.send(0, b"hello");
+    pair.drive();
+    let before = pair.seen.len();
+    pair.advance(Duration::from_millis(9_990));
+    assert_eq!(pair.seen.len(), before);
+    pair.advance(Duration::from_millis(20));
+    assert_eq!(pair.seen[before..].iter().map(|(from, d)| (*from, d.len())).collect::<Vec<_>>(), [(1, 32)]);
+    pair.advance(Duration::from_secs(30));
+    assert_eq!(pair.seen.len(), before + 1, "a keepalive is not answered by a keepalive");
+}
+
+#[test]
+fn crossing_initiations_give_one_usable_session() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    pair.send(0, b"from a");
+    pair.send(1, b"from b");
+    pair.drive();
+    assert_eq!(pair.hosts[1].delivered, [packet(0, b"from a")]);
+    assert_eq!(pair.hosts[0].delivered, [packet(1, b"from b")]);
+    let before = pair.seen.len();
+    pair.advance(Duration::from_secs(8));
+    let handshakes = pair.seen[before..].iter().filter(|(_, datagram)| datagram.len() == 148).count();
+    assert_eq!(handshakes, 0, "no fight goes on");
+}
+
+#[test]
+fn a_handshake_gives_up_after_ninety_seconds_and_drops_what_waited() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    pair.send(0, b"hello");
+    for _ in 0..200 {
+        pair.wire.clear();
+        let step = pair.hosts[0].engine.next_timeout().map(|at| at.since(pair.clock.now));
+        let Some(step) = step.filter(|step| step.as_secs() < 100) else { break };
+        pair.clock.now = pair.clock.now.saturating_add(step);
+        pair.hosts[0].engine.handle_timeout(pair.clock);
+        pair.poll(0);
+    }
+    assert_eq!(pair.seen.len(), 18);
+    assert_eq!(pair.drops(0, DropReason::HandshakeTimeout), 1);
+    assert!(matches!(pair.hosts[0].events.last(), Some(Event::HandshakeGaveUp { .. })));
+    pair.wire.clear();
+    pair.clock.now = pair.clock.now.saturating_add(Duration::from_secs(10));
+    pair.send(0, b"again");
+    pair.drive();
+    assert_eq!(pair.hosts[1].delivered, [packet(0, b"again")]);
+}
+
+#[test]
+fn removing_a_peer_cuts_its_session_at_once() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    pair.send(0, b"one");
+    pair.drive();
+    pair.send(0, b"two");
+    let peer = pair.hosts[0].engine.identity().unwrap().public;
+    pair.hosts[1].engine.handle_command(pair.clock, Command::RemovePeer(peer));
+    pair.drive();
+    assert_eq!(pair.hosts[1].delivered.len(), 1);
+    assert_eq!(pair.drops(1, DropReason::UnknownIndex), 1);
+    assert_eq!(pair.hosts[1].engine.indices_in_use(), 0);
+}
+
+#[test]
+fn sessions_renew_under_steady_traffic_without_loss() {
+    for suite in Suite::ALL {
+        let mut pair = Pair::new(suite);
+        for n in 0..3_000u16 {
+            pair.send(0, &n.to_be_bytes());
+            pair.send(1, &n.to_be_bytes());
+            pair.drive();
+            pair.advance(Duration::from_millis(100));
+        }
+        for from in 0..2 {
+            let expected: Vec<_> = (0..3_000u16).map(|n| packet(from, &n.to_be_bytes())).collect();
+            assert_eq!(pair.hosts[1 - from].delivered, expected);
+        }
+        let initiations = pair.seen.iter().filter(|(_, datagram)| datagram.len() == 148).count();
+        assert_eq!(initiations, 3, "at 0, 120 and 240 seconds");
+    }
+}

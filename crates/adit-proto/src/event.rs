@@ -1,0 +1,198 @@
+//! What crosses the seam: commands and events with the program, notices from the lanes.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use crate::allowed_ips::Prefix;
+use crate::endpoint::Endpoint;
+use crate::key::{PresharedKey, PublicKey, StaticSecret};
+use crate::keypair::Keypair;
+use crate::packet::Ecn;
+use crate::path::Path;
+use crate::suite::Suite;
+use crate::time::{Instant, UnixTime};
+
+/// A change of configuration, from the program to the engine.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Sets or clears our private key. Sessions under the old key end at once.
+    SetPrivateKey(Option<StaticSecret>),
+    /// Adds or changes a peer.
+    SetPeer(PeerUpdate),
+    /// Removes a peer and cuts its sessions at once.
+    RemovePeer(PublicKey),
+    /// Removes every peer.
+    RemoveAllPeers,
+    /// Starts a handshake with a peer now, if it has an endpoint and none is under way.
+    Initiate(PublicKey),
+}
+
+/// What to change of a peer; `None` leaves a value as it is.
+#[derive(Clone, Debug)]
+pub struct PeerUpdate {
+    /// The peer.
+    pub public_key: PublicKey,
+    /// Do nothing when the peer does not exist yet.
+    pub update_only: bool,
+    /// Pin this suite; a change ends the sessions of the peer.
+    pub suite: Option<Suite>,
+    /// Set the pre-shared key; all zeros clears it.
+    pub preshared_key: Option<PresharedKey>,
+    /// Where to reach the peer.
+    pub endpoint: Option<Endpoint>,
+    /// Send a keepalive after so many seconds without sending; 0 turns it off.
+    pub persistent_keepalive_secs: Option<u16>,
+    /// Drop every allowed IP of the peer first.
+    pub replace_allowed_ips: bool,
+    /// Then add or remove these, in order.
+    pub allowed_ips: Vec<AllowedIpChange>,
+}
+
+/// One change of a peer's allowed IPs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllowedIpChange {
+    /// Give the prefix to the peer, taking it from any other.
+    Add(Prefix),
+    /// Take the prefix from the peer, if it is the peer's.
+    Remove(Prefix),
+}
+
+impl PeerUpdate {
+    /// An update of `public_key` that changes nothing yet.
+    pub fn new(public_key: PublicKey) -> Self {
+        Self {
+            public_key,
+            update_only: false,
+            suite: None,
+            preshared_key: None,
+            endpoint: None,
+            persistent_keepalive_secs: None,
+            replace_allowed_ips: false,
+            allowed_ips: Vec::new(),
+        }
+    }
+}
+
+/// A peer's slot in the engine; it says nothing about who the peer is and may be reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub u32);
+
+/// An edge that a lane saw, for the engine to act on. Losing one only delays what it asks for.
+#[derive(Clone, Debug)]
+pub enum Notice {
+    /// A packet was staged for a peer that has no usable keypair.
+    NeedKeypair(Arc<Path>),
+    /// The first transport message under a keypair we made as responder.
+    KeyConfirmed(Arc<Keypair>),
+    /// A peer's authenticated packet came from a new endpoint.
+    Roamed(Arc<Path>, Endpoint),
+    /// Data was sent and nothing has been received since.
+    AwaitingReply(Arc<Path>),
+    /// Data was received and nothing has been sent since.
+    OwingReply(Arc<Path>),
+    /// The current keypair should be replaced soon.
+    Rekey(Arc<Path>),
+    /// A handshake message with a valid mac1.
+    Handshake(HandshakeDatagram),
+}
+
+/// A handshake message as it arrived. The longest, an initiation, has 148 bytes.
+#[derive(Clone, Debug)]
+pub struct HandshakeDatagram {
+    /// Where it came from.
+    pub from: Endpoint,
+    /// The message in the first `len` bytes.
+    pub bytes: [u8; 148],
+    /// The length of the message.
+    pub len: u8,
+}
+
+/// What the engine wants done, in order.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a datagram.
+    Transmit(Transmit),
+    /// Something the program may want to log, persist or act on.
+    Event(Event),
+}
+
+/// A datagram of the engine: a handshake message, a keepalive or a staged packet.
+#[derive(Debug)]
+pub struct Transmit {
+    /// Where to send it.
+    pub endpoint: Endpoint,
+    /// The ECN field of the outside packet.
+    pub ecn: Ecn,
+    /// The whole message.
+    pub contents: Vec<u8>,
+}
+
+/// News for the program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A new session with a peer is usable.
+    SessionEstablished {
+        /// The peer.
+        peer: PublicKey,
+        /// Where the peer is.
+        endpoint: Endpoint,
+        /// From the first initiation to here, when we were the initiator.
+        handshake_time: Option<Duration>,
+    },
+    /// A handshake got no answer for 90 seconds; packets that waited for it were dropped.
+    HandshakeGaveUp {
+        /// The peer.
+        peer: PublicKey,
+    },
+    /// Every key of an idle peer was erased.
+    KeysErased {
+        /// The peer.
+        peer: PublicKey,
+    },
+    /// A peer moved to another endpoint.
+    Roamed {
+        /// The peer.
+        peer: PublicKey,
+        /// Where it is now.
+        endpoint: Endpoint,
+    },
+    /// A handshake with a peer has been tried several times without an answer: its name may
+    /// resolve to another address by now.
+    EndpointSilent {
+        /// The peer.
+        peer: PublicKey,
+        /// How many initiations went unanswered.
+        attempts: u32,
+    },
+}
+
+/// A peer as `status`, the UAPI and the metrics show it.
+#[derive(Clone, Debug)]
+pub struct PeerStatus {
+    /// The peer.
+    pub public_key: PublicKey,
+    /// The pinned suite.
+    pub suite: Suite,
+    /// The pre-shared key.
+    pub preshared_key: PresharedKey,
+    /// Where the peer is.
+    pub endpoint: Option<Endpoint>,
+    /// Seconds between persistent keepalives; 0 is off.
+    pub persistent_keepalive_secs: u16,
+    /// The peer's allowed IPs in canonical order.
+    pub allowed_ips: Vec<Prefix>,
+    /// When the last session was established, by the wall clock.
+    pub last_handshake: Option<UnixTime>,
+    /// The same, by the monotonic clock.
+    pub last_handshake_at: Option<Instant>,
+    /// Bytes received from the peer, as `wg show transfer` counts them.
+    pub rx_bytes: u64,
+    /// Bytes sent to the peer.
+    pub tx_bytes: u64,
+    /// Whether the peer has a keypair that can send now.
+    pub has_session: bool,
+    /// The round trip of the last handshake we started.
+    pub handshake_rtt: Option<Duration>,
+    /// Inside packets staged now.
+    pub staged: usize,
+}

@@ -1,0 +1,265 @@
+//! The data half: what a lane asks for each packet.
+//!
+//! ```text
+//! outbound   inside packet ─ depart: route ▸ path ▸ keypair ─ reserve ─ seal ─▶ datagram ─ sent
+//!                                     └─ no session ─ stage ─▶ Notice::NeedKeypair
+//! inbound    datagram ─ arrive: type ▸ index ▸ keypair ▸ open ▸ replay ▸ source ─▶ inside packet
+//!                         └─ handshake with valid mac1 ─▶ Notice::Handshake
+//! ```
+//!
+//! Everything here takes `&self` and is shared by every lane. The engine is the only writer of the
+//! published state: routes and paths, receiver indices, mac1 keys.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::allowed_ips::Routes;
+use crate::cookie::Mac1Keys;
+use crate::endpoint::Endpoint;
+use crate::event::{HandshakeDatagram, Notice};
+use crate::index::IndexTable;
+use crate::keypair::Keypair;
+use crate::packet::{Ecn, InsideHeader, ecn_decapsulate};
+use crate::path::{Path, Staged};
+use crate::reason::{DropCounters, DropReason};
+use crate::suite::Suite;
+use crate::time::Instant;
+use crate::wire::{Message, TRANSPORT_HEADER_LEN, TransportHeader};
+
+const DEFAULT_MTU_BYTES: usize = 1420;
+
+/// What the engine publishes and the lanes read.
+#[derive(Debug)]
+pub struct Forwarding {
+    /// Packets dropped, by reason.
+    pub drops: DropCounters,
+    pub(crate) table: ArcSwap<RouteTable>,
+    keypairs: Arc<IndexTable<Keypair>>,
+    handshakes: Arc<IndexTable<Path>>,
+    pub(crate) mac1_keys: ArcSwapOption<Mac1Keys>,
+    mtu_bytes: AtomicUsize,
+}
+
+/// Cryptokey routing: the longest prefix names a slot, the slot names a path.
+#[derive(Debug, Default)]
+pub(crate) struct RouteTable {
+    pub(crate) routes: Routes,
+    pub(crate) paths: Vec<Option<Arc<Path>>>,
+}
+
+impl RouteTable {
+    fn path(&self, address: core::net::IpAddr) -> Option<&Arc<Path>> {
+        self.paths.get(self.routes.lookup(address)? as usize)?.as_ref()
+    }
+}
+
+/// What to do with an inside packet.
+#[derive(Debug)]
+pub enum Departure {
+    /// Seal it with this keypair and send it to this endpoint.
+    Seal(Arc<Keypair>, Endpoint),
+    /// There is no session: [`Forwarding::stage`] each packet.
+    Stage(Arc<Path>),
+    /// Drop it; already counted. The sender may be told by ICMP.
+    Drop(DropReason),
+}
+
+impl Forwarding {
+    pub(crate) fn new(keypairs: Arc<IndexTable<Keypair>>, handshakes: Arc<IndexTable<Path>>) -> Self {
+        Self {
+            drops: DropCounters::default(),
+            table: ArcSwap::default(),
+            keypairs,
+            handshakes,
+            mac1_keys: ArcSwapOption::empty(),
+            mtu_bytes: AtomicUsize::new(DEFAULT_MTU_BYTES),
+        }
+    }
+
+    /// The route of an inside packet or superpacket.
+    pub fn depart(&self, now: Instant, header: &InsideHeader) -> Departure {
+        let table = self.table.load();
+        let Some(path) = table.path(header.destination) else {
+            return self.refuse(DropReason::NoRoute);
+        };
+        let Some(endpoint) = path.endpoint() else {
+            return self.refuse(DropReason::NoEndpoint);
+        };
+        match path.current() {
+            Some(keypair) if keypair.is_usable(now) => Departure::Seal(keypair, endpoint),
+            _ => Departure::Stage(Arc::clone(path)),
+        }
+    }
+
+    /// Keeps `packet` for a peer without session and asks the engine for one.
+    /// False when a session came in the meantime: ask [`Self::depart`] again.
+    pub fn stage(&self, now: Instant, path: &Arc<Path>, packet: &[u8], notices: &mut Vec<Notice>) -> bool {
+        match path.stage(now, packet) {
+            Staged::SessionReady => return false,
+            Staged::OldestDropped => self.drops.count(DropReason::StagedOverflow),
+            Staged::Waiting => {}
+        }
+        if path.notice_need_keypair() {
+            notices.push(Notice::NeedKeypair(Arc::clone(path)));
+        }
+        true
+    }
+
+    /// Accounts for `messages` sealed data messages of together `bytes`.
+    pub fn sent(&self, now: Instant, keypair: &Keypair, messages: u64, bytes: u64, notices: &mut Vec<Notice>) {
+        let path = &keypair.path;
+        path.traffic.sent(messages, bytes);
+        if path.activity.data_sent(now) {
+            notices.push(Notice::AwaitingReply(Arc::clone(path)));
+        }
+        if keypair.rekey_after_sending(now) {
+            notices.push(Notice::Rekey(Arc::clone(path)));
+        }
+    }
+
+    /// Handles one datagram in place. Returns where in `datagram` the inside packet lies, if there is one.
+    pub fn arrive(
+        &self,
+        now: Instant,
+        from: &Endpoint,
+        ecn: Ecn,
+        datagram: &mut [u8],
+        notices: &mut Vec<Notice>,
+    ) -> Option<Range<usize>> {
+        let result = match Message::parse(datagram) {
+            Ok((suite, Message::Transport(header))) => {
+                self.arrive_transport(now, from, ecn, suite, &header, datagram, notices)
+            }
+            Ok((suite, message)) => self.arrive_handshake(from, suite, &message, datagram, notices),
+            Err(reason) => Err(reason),
+        };
+        result.unwrap_or_else(|reason| {
+            self.drops.count(reason);
+            None
+        })
+    }
+
+    /// A notice that could not be delivered to the engine: what it asked for is due again at the next packet.
+    pub fn notice_lost(&self, notice: &Notice) {
+        self.drops.count(DropReason::QueueFull);
+        match notice {
+            Notice::NeedKeypair(path) => path.keypair_needed_again(),
+            Notice::KeyConfirmed(keypair) => keypair.confirm_lost(),
+            Notice::AwaitingReply(path) => path.activity.stop_awaiting(),
+            Notice::OwingReply(path) => path.activity.stop_owing(),
+            Notice::Rekey(path) => {
+                if let Some(keypair) = path.current() {
+                    keypair.rekey_lost();
+                }
+            }
+            Notice::Roamed(..) | Notice::Handshake(_) => {}
+        }
+    }
+
+    /// Bytes that an inside packet of `len` bytes takes in a message: padded to 16, but never above the MTU.
+    pub fn padded_len(&self, len: usize) -> usize {
+        let aligned = len.checked_next_multiple_of(16).unwrap_or(len);
+        aligned.min(self.mtu_bytes.load(Relaxed)).max(len)
+    }
+
+    /// Sets the MTU of the TUN device, which bounds padding.
+    pub fn set_mtu(&self, mtu_bytes: usize) {
+        self.mtu_bytes.store(mtu_bytes, Relaxed);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn arrive_transport(
+        &self,
+        now: Instant,
+        from: &Endpoint,
+        ecn: Ecn,
+        suite: Suite,
+        header: &TransportHeader,
+        datagram: &mut [u8],
+        notices: &mut Vec<Notice>,
+    ) -> Result<Option<Range<usize>>, DropReason> {
+        let keypair = self.keypairs.get(header.receiver).ok_or(DropReason::UnknownIndex)?;
+        if keypair.suite != suite {
+            return Err(DropReason::SuiteMismatch);
+        }
+        let message_len = datagram.len() as u64;
+        let packet = keypair.open(now, header.counter, datagram)?;
+        let path = &keypair.path;
+        path.traffic.received(1, message_len);
+        self.authenticated(now, from, &keypair, notices);
+        if packet.is_empty() {
+            path.activity.packet_received(now);
+            return Ok(None);
+        }
+        if path.activity.data_received(now) {
+            notices.push(Notice::OwingReply(Arc::clone(path)));
+        }
+        let inside = InsideHeader::parse(packet)?;
+        let table = self.table.load();
+        if !table.path(inside.source).is_some_and(|owner| Arc::ptr_eq(owner, path)) {
+            return Err(DropReason::SpoofedSource);
+        }
+        ecn_decapsulate(ecn, packet)?;
+        Ok(Some(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN.saturating_add(inside.total_len)))
+    }
+
+    /// What every authenticated transport message does, whatever is inside it.
+    fn authenticated(&self, now: Instant, from: &Endpoint, keypair: &Arc<Keypair>, notices: &mut Vec<Notice>) {
+        let path = &keypair.path;
+        if path.endpoint().as_ref() != Some(from) {
+            notices.push(Notice::Roamed(Arc::clone(path), *from));
+        }
+        if keypair.confirm() {
+            notices.push(Notice::KeyConfirmed(Arc::clone(keypair)));
+        }
+        if keypair.rekey_after_receiving(now) {
+            notices.push(Notice::Rekey(Arc::clone(path)));
+        }
+    }
+
+    /// Lets a handshake message through to the engine only if it is for us and, for a reply, answers
+    /// something of ours.
+    fn arrive_handshake(
+        &self,
+        from: &Endpoint,
+        suite: Suite,
+        message: &Message<'_>,
+        datagram: &[u8],
+        notices: &mut Vec<Notice>,
+    ) -> Result<Option<Range<usize>>, DropReason> {
+        let mac1_keys = self.mac1_keys.load();
+        let verify_mac1 = || match mac1_keys.as_ref() {
+            Some(keys) if keys.verify(suite, datagram) => Ok(()),
+            _ => Err(DropReason::BadMac1),
+        };
+        match message {
+            Message::Initiation(_) => verify_mac1()?,
+            Message::Response(response) => {
+                verify_mac1()?;
+                self.handshakes.get(response.receiver).ok_or(DropReason::UnexpectedReply)?;
+            }
+            Message::CookieReply(reply) => {
+                let known = self.handshakes.get(reply.receiver).is_some()
+                    || self.keypairs.get(reply.receiver).is_some();
+                if !known {
+                    return Err(DropReason::UnexpectedReply);
+                }
+            }
+            Message::Transport(_) => {}
+        }
+        let mut bytes = [0; 148];
+        bytes.get_mut(..datagram.len()).ok_or(DropReason::MalformedDatagram)?.copy_from_slice(datagram);
+        let len = datagram.len() as u8;
+        notices.push(Notice::Handshake(HandshakeDatagram { from: *from, bytes, len }));
+        Ok(None)
+    }
+
+    fn refuse(&self, reason: DropReason) -> Departure {
+        self.drops.count(reason);
+        Departure::Drop(reason)
+    }
+}
+

@@ -1,0 +1,201 @@
+//! ICMP errors for inside packets that go nowhere (RFC 792, RFC 4443, RFC 1122 section 3.2.2).
+
+use core::net::IpAddr;
+
+use crate::packet::InsideHeader;
+
+const IPV4_HEADER_LEN: usize = 20;
+const IPV6_HEADER_LEN: usize = 40;
+const ICMP_HEADER_LEN: usize = 8;
+/// RFC 1812 section 4.3.2.3: an ICMPv4 error should not exceed 576 bytes.
+const MAX_ICMPV4_LEN: usize = 576;
+/// RFC 4443 section 2.4 (c): an ICMPv6 error must fit the minimum MTU.
+const MAX_ICMPV6_LEN: usize = 1280;
+
+/// What an ICMP error says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unreachable {
+    /// No peer has the address: "host unreachable" or "address unreachable".
+    Host,
+    /// The policy refuses the packet: "communication administratively prohibited".
+    Prohibited,
+}
+
+impl Unreachable {
+    const fn v4_code(self) -> u8 {
+        match self {
+            Self::Host => 1,
+            Self::Prohibited => 13,
+        }
+    }
+
+    const fn v6_code(self) -> u8 {
+        match self {
+            Self::Host => 3,
+            Self::Prohibited => 1,
+        }
+    }
+}
+
+/// Builds the ICMP error that answers `packet` into `out` and returns its length.
+///
+/// The error comes from the address that could not be reached, as the tunnel has no address of its own.
+/// `None` for packets that must not be answered: ICMP errors, later fragments, anything from or to a
+/// group or an unspecified address; and when `out` is too short.
+pub fn unreachable(what: Unreachable, packet: &[u8], out: &mut [u8]) -> Option<usize> {
+    let header = InsideHeader::parse(packet).ok()?;
+    let packet = packet.get(..header.total_len)?;
+    if !is_answerable(header.source) || !is_answerable(header.destination) {
+        return None;
+    }
+    match (header.source, header.destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let ihl = usize::from(packet.first()? & 0x0f) << 2;
+            let fragment_offset = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x1fff;
+            let is_icmp_error = *packet.get(9)? == 1 && !matches!(packet.get(ihl), Some(0 | 8 | 13 | 14));
+            if fragment_offset != 0 || is_icmp_error {
+                return None;
+            }
+            let room = MAX_ICMPV4_LEN.saturating_sub(IPV4_HEADER_LEN).saturating_sub(ICMP_HEADER_LEN);
+            let quote = packet.get(..packet.len().min(room))?;
+            let total_len = quote.len().checked_add(IPV4_HEADER_LEN)?.checked_add(ICMP_HEADER_LEN)?;
+            let out = out.get_mut(..total_len)?;
+            let (ip, icmp) = out.split_first_chunk_mut::<IPV4_HEADER_LEN>()?;
+            let [len_hi, len_lo] = u16::try_from(total_len).ok()?.to_be_bytes();
+            let [s0, s1, s2, s3] = destination.octets();
+            let [d0, d1, d2, d3] = source.octets();
+            *ip = [0x45, 0xc0, len_hi, len_lo, 0, 0, 0, 0, 64, 1, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+            let sum = checksum(0, ip);
+            ip.get_mut(10..12)?.copy_from_slice(&sum.to_be_bytes());
+            write_icmp(icmp, 3, what.v4_code(), quote, 0)?;
+            Some(total_len)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let is_icmp_error = *packet.get(6)? == 58 && packet.get(40).is_none_or(|kind| *kind < 128);
+            if is_icmp_error {
+                return None;
+            }
+            let room = MAX_ICMPV6_LEN.saturating_sub(IPV6_HEADER_LEN).saturating_sub(ICMP_HEADER_LEN);
+            let quote = packet.get(..packet.len().min(room))?;
+            let icmp_len = quote.len().checked_add(ICMP_HEADER_LEN)?;
+            let total_len = icmp_len.checked_add(IPV6_HEADER_LEN)?;
+            let out = out.get_mut(..total_len)?;
+            let (ip, icmp) = out.split_first_chunk_mut::<IPV6_HEADER_LEN>()?;
+            let icmp_len = u16::try_from(icmp_len).ok()?;
+            let [len_hi, len_lo] = icmp_len.to_be_bytes();
+            ip.get_mut(..8)?.copy_from_slice(&[0x60, 0, 0, 0, len_hi, len_lo, 58, 64]);
+            ip.get_mut(8..24)?.copy_from_slice(&destination.octets());
+            ip.get_mut(24..40)?.copy_from_slice(&source.octets());
+            let pseudo = sum_words(u64::from(icmp_len).saturating_add(58), ip.get(8..)?);
+            write_icmp(icmp, 1, what.v6_code(), quote, pseudo)?;
+            Some(total_len)
+        }
+        _ => None,
+    }
+}
+
+fn is_answerable(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
+    !address.is_unspecified() && !address.is_multicast() && !is_broadcast
+}
+
+fn write_icmp(icmp: &mut [u8], kind: u8, code: u8, quote: &[u8], pseudo: u64) -> Option<()> {
+    let (header, body) = icmp.split_first_chunk_mut::<ICMP_HEADER_LEN>()?;
+    *header = [kind, code, 0, 0, 0, 0, 0, 0];
+    body.copy_from_slice(quote);
+    let sum = checksum(pseudo, icmp);
+    icmp.get_mut(2..4)?.copy_from_slice(&sum.to_be_bytes());
+    Some(())
+}
+
+/// The Internet checksum (RFC 1071) of `bytes` on top of `start`.
+fn checksum(start: u64, bytes: &[u8]) -> u16 {
+    let mut sum = sum_words(start, bytes);
+    while sum > 0xffff {
+        sum = (sum & 0xffff).saturating_add(sum >> 16);
+    }
+    !(sum as u16)
+}
+
+fn sum_words(start: u64, bytes: &[u8]) -> u64 {
+    bytes.chunks(2).fold(start, |sum, word| {
+        let word = match word {
+            [hi, lo] => u16::from_be_bytes([*hi, *lo]),
+            [hi] => u16::from_be_bytes([*hi, 0]),
+            _ => 0,
+        };
+        sum.saturating_add(u64::from(word))
+    })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+mod tests {
+    use super::*;
+
+    fn udp4() -> Vec<u8> {
+        let mut packet = vec![0x45, 0, 0, 32, 0, 0, 0, 0, 64, 17, 0, 0, 10, 0, 0, 1, 10, 0, 0, 9];
+        packet.extend([0; 12]);
+        packet
+    }
+
+    fn udp6() -> Vec<u8> {
+        let mut packet = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
+        packet.extend("fd00::1".parse::<core::net::Ipv6Addr>().unwrap().octets());
+        packet.extend("fd00::9".parse::<core::net::Ipv6Addr>().unwrap().octets());
+        packet.extend([0; 8]);
+        packet
+    }
+
+    #[test]
+    fn an_error_quotes_the_packet_and_sums_to_zero() {
+        let mut out = [0; 1500];
+        let packet = udp4();
+        let len = unreachable(Unreachable::Host, &packet, &mut out).unwrap();
+        assert_eq!(&out[28..len], &packet[..]);
+        assert_eq!(&out[20..22], &[3, 1]);
+        assert_eq!(checksum(0, &out[..20]), 0);
+        assert_eq!(checksum(0, &out[20..len]), 0);
+        assert_eq!(InsideHeader::parse(&out[..len]).unwrap().destination.to_string(), "10.0.0.1");
+
+        let packet = udp6();
+        let len = unreachable(Unreachable::Host, &packet, &mut out).unwrap();
+        assert_eq!(&out[48..len], &packet[..]);
+        assert_eq!(&out[40..42], &[1, 3]);
+        let pseudo = sum_words(58 + (len as u64 - 40), &out[8..40]);
+        assert_eq!(checksum(pseudo, &out[40..len]), 0);
+    }
+
+    #[test]
+    fn errors_are_never_answered_with_errors_but_echo_requests_are() {
+        let mut out = [0; 1500];
+        let mut packet = udp4();
+        packet[9] = 1;
+        packet[20] = 3;
+        assert_eq!(unreachable(Unreachable::Host, &packet, &mut out), None);
+        packet[20] = 8;
+        assert!(unreachable(Unreachable::Host, &packet, &mut out).is_some());
+        packet[7] = 1;
+        assert_eq!(unreachable(Unreachable::Host, &packet, &mut out), None);
+    }
+
+    #[test]
+    fn groups_are_not_answered() {
+        let mut out = [0; 1500];
+        let mut packet = udp4();
+        packet[16] = 224;
+        assert_eq!(unreachable(Unreachable::Host, &packet, &mut out), None);
+        packet[16] = 10;
+        packet[12..16].copy_from_slice(&[0; 4]);
+        assert_eq!(unreachable(Unreachable::Host, &packet, &mut out), None);
+    }
+
+    #[test]
+    fn a_long_packet_is_quoted_within_the_limit() {
+        let mut out = [0; 1500];
+        let mut packet = udp4();
+        packet.resize(1400, 0);
+        packet[2..4].copy_from_slice(&1400u16.to_be_bytes());
+        assert_eq!(unreachable(Unreachable::Prohibited, &packet, &mut out), Some(576));
+    }
+}

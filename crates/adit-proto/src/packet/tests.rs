@@ -1,0 +1,212 @@
+#![allow(clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+const BAD: DropReason = DropReason::MalformedInside;
+
+/// An IPv4 packet with a right header checksum.
+fn v4(tos: u8, payload_len: usize) -> Vec<u8> {
+    let total_len = (20 + payload_len) as u16;
+    let [len_hi, len_lo] = total_len.to_be_bytes();
+    let mut packet = vec![0x45, tos, len_hi, len_lo, 0x12, 0x34, 0x40, 0, 64, 17, 0, 0];
+    packet.extend([10, 0, 0, 1, 192, 0, 2, 9]);
+    let [sum_hi, sum_lo] = (!ones_sum(&packet)).to_be_bytes();
+    (packet[10], packet[11]) = (sum_hi, sum_lo);
+    packet.resize(20 + payload_len, 0xab);
+    packet
+}
+
+fn v6(class: u8, payload_len: usize) -> Vec<u8> {
+    let [len_hi, len_lo] = (payload_len as u16).to_be_bytes();
+    let mut packet = vec![0x60 | class >> 4, class << 4 | 0x0e, 0xed, 0xdc, len_hi, len_lo, 17, 64];
+    packet.extend("fd00::1".parse::<Ipv6Addr>().unwrap().octets());
+    packet.extend("2001:db8::9".parse::<Ipv6Addr>().unwrap().octets());
+    packet.resize(40 + payload_len, 0xab);
+    packet
+}
+
+/// The ones' complement sum of RFC 1071, computed the slow way.
+fn ones_sum(header: &[u8]) -> u16 {
+    let sum: u64 = header.chunks(2).map(|pair| u64::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    ((folded & 0xffff) + (folded >> 16)) as u16
+}
+
+fn ecn_of(packet: &[u8]) -> Ecn {
+    InsideHeader::parse(packet).unwrap().ecn
+}
+
+const ALL_ECN: [Ecn; 4] = [Ecn::NotEct, Ecn::Ect1, Ecn::Ect0, Ecn::Ce];
+
+#[test]
+fn an_ipv4_header_is_read() {
+    let header = InsideHeader::parse(&v4(0b1011_1001, 8)).unwrap();
+    assert_eq!(
+        header,
+        InsideHeader {
+            source: "10.0.0.1".parse().unwrap(),
+            destination: "192.0.2.9".parse().unwrap(),
+            ecn: Ecn::Ect1,
+            total_len: 28,
+        }
+    );
+}
+
+#[test]
+fn an_ipv6_header_is_read() {
+    let header = InsideHeader::parse(&v6(0b1011_1010, 8)).unwrap();
+    assert_eq!(
+        header,
+        InsideHeader {
+            source: "fd00::1".parse().unwrap(),
+            destination: "2001:db8::9".parse().unwrap(),
+            ecn: Ecn::Ect0,
+            total_len: 48,
+        }
+    );
+}
+
+#[test]
+fn padding_after_the_packet_is_not_part_of_it() {
+    for (mut packet, total_len) in [(v4(0, 3), 23), (v6(0, 3), 43)] {
+        packet.resize(packet.len().next_multiple_of(16), 0);
+        assert!(packet.len() > total_len);
+        assert_eq!(InsideHeader::parse(&packet).unwrap().total_len, total_len);
+    }
+}
+
+#[test]
+fn a_packet_cut_short_anywhere_is_malformed() {
+    for packet in [v4(0, 5), v6(0, 5)] {
+        assert!(InsideHeader::parse(&packet).is_ok());
+        for len in 0..packet.len() {
+            assert_eq!(InsideHeader::parse(&packet[..len]), Err(BAD), "{len} bytes");
+        }
+    }
+}
+
+#[test]
+fn only_versions_4_and_6_are_packets() {
+    for version in 0..16 {
+        let mut packet = v4(0, 44);
+        packet[0] = version << 4 | 5;
+        // Read as IPv6, bytes 4 and 5 state the length: make that honest.
+        let is_ip = version == 4 || version == 6;
+        (packet[4], packet[5]) = (0, 24);
+        assert_eq!(InsideHeader::parse(&packet).is_ok(), is_ip, "version {version}");
+    }
+}
+
+#[test]
+fn an_ipv4_header_that_lies_about_its_length_is_malformed() {
+    for words in 0..16_u8 {
+        let mut packet = v4(0, 40);
+        packet[0] = 0x40 | words;
+        assert_eq!(InsideHeader::parse(&packet).is_ok(), words >= 5, "{words} words");
+    }
+    for (total_len, is_ok) in [(0, false), (19, false), (20, true), (60, true), (61, false), (65_535, false)]
+    {
+        let mut packet = v4(0, 40);
+        packet[2..4].copy_from_slice(&u16::to_be_bytes(total_len));
+        assert_eq!(InsideHeader::parse(&packet).is_ok(), is_ok, "{total_len} bytes");
+    }
+    let mut options_past_the_end = v4(0, 3);
+    options_past_the_end[0] = 0x46;
+    assert_eq!(InsideHeader::parse(&options_past_the_end), Err(BAD));
+}
+
+#[test]
+fn an_ipv6_header_that_lies_about_its_length_is_malformed() {
+    for (payload_len, is_ok) in [(0, true), (40, true), (41, false), (65_535, false)] {
+        let mut packet = v6(0, 40);
+        packet[4..6].copy_from_slice(&u16::to_be_bytes(payload_len));
+        assert_eq!(InsideHeader::parse(&packet).is_ok(), is_ok, "{payload_len} bytes");
+    }
+}
+
+/// RFC 6040 figure 4, by arriving inner and outer header; `None` is a drop.
+const DECAPSULATED: [(Ecn, [Option<Ecn>; 4]); 4] = {
+    use Ecn::{Ce, Ect0, Ect1, NotEct};
+    // Outer:   NotEct        Ect1          Ect0          Ce
+    [
+        (NotEct, [Some(NotEct), Some(NotEct), Some(NotEct), None]),
+        (Ect1, [Some(Ect1), Some(Ect1), Some(Ect1), Some(Ce)]),
+        (Ect0, [Some(Ect0), Some(Ect1), Some(Ect0), Some(Ce)]),
+        (Ce, [Some(Ce), Some(Ce), Some(Ce), Some(Ce)]),
+    ]
+};
+
+#[test]
+fn ecn_leaves_the_tunnel_as_rfc_6040_says() {
+    for (inside, row) in DECAPSULATED {
+        for (outside, wanted) in ALL_ECN.into_iter().zip(row) {
+            for make in [v4, v6] {
+                let original = make(0b1011_1000 | inside as u8, 9);
+                let mut packet = original.clone();
+                let result = ecn_decapsulate(outside, &mut packet);
+                match wanted {
+                    None => {
+                        assert_eq!(result, Err(DropReason::EcnNotCapable));
+                        assert_eq!(packet, original);
+                    }
+                    Some(ecn) => {
+                        assert_eq!(result, Ok(()), "{outside:?} outside, {inside:?} inside");
+                        assert_eq!(packet, make(0b1011_1000 | ecn as u8, 9));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_ecn_field_is_the_low_two_bits() {
+    for tos in 0..=255 {
+        assert_eq!(Ecn::from_tos(tos) as u8, tos & 0b11);
+        assert_eq!(ecn_of(&v4(tos, 0)), Ecn::from_tos(tos));
+        assert_eq!(ecn_of(&v6(tos, 0)), Ecn::from_tos(tos));
+    }
+}
+
+#[test]
+fn marking_what_is_no_packet_changes_nothing() {
+    for packet in [vec![], vec![0x45], vec![0x60], vec![0x45, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0], vec![0x05; 20]] {
+        let mut marked = packet.clone();
+        let _ = ecn_decapsulate(Ecn::Ce, &mut marked);
+        assert_eq!(marked, packet);
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_ipv4_checksum_stays_right(
+        header in prop::collection::vec(any::<u8>(), 20), outside in prop::sample::select(&ALL_ECN[..]),
+    ) {
+        let mut packet = header;
+        packet[0] = 0x45;
+        (packet[10], packet[11]) = (0, 0);
+        let [sum_hi, sum_lo] = (!ones_sum(&packet)).to_be_bytes();
+        (packet[10], packet[11]) = (sum_hi, sum_lo);
+        prop_assert_eq!(ones_sum(&packet), 0xffff);
+        let before = packet.clone();
+        if ecn_decapsulate(outside, &mut packet).is_ok() {
+            prop_assert_eq!(ones_sum(&packet), 0xffff);
+        }
+        prop_assert_eq!(before[1] >> 2, packet[1] >> 2);
+        prop_assert_eq!((&before[2..10], &before[12..]), (&packet[2..10], &packet[12..]));
+    }
+
+    #[test]
+    fn no_bytes_panic_and_a_stated_length_is_there(mut packet in prop::collection::vec(any::<u8>(), 0..120)) {
+        if let Ok(header) = InsideHeader::parse(&packet) {
+            prop_assert!(header.total_len <= packet.len());
+            prop_assert_eq!(header.source.is_ipv4(), packet[0] >> 4 == 4);
+            prop_assert_eq!(header.source.is_ipv4(), header.destination.is_ipv4());
+        }
+        for outside in ALL_ECN {
+            let _ = ecn_decapsulate(outside, &mut packet);
+        }
+    }
+}

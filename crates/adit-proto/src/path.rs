@@ -1,0 +1,272 @@
+//! A peer as the lanes see it: where it is, which keypair sends, what waits, what happened.
+//!
+//! - swapped by the engine, read by lanes: endpoint, current keypair
+//! - locked: the staged packets, touched only while there is no usable keypair
+//! - relaxed atomics, written by lanes: [`Activity`] and the byte counters
+
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use arc_swap::ArcSwapOption;
+
+use crate::endpoint::Endpoint;
+use crate::event::PeerId;
+use crate::key::PublicKey;
+use crate::keypair::Keypair;
+use crate::suite::Suite;
+use crate::time::Instant;
+
+/// How many packets may wait for a session with a peer; the oldest is dropped beyond that.
+pub const MAX_STAGED_PACKETS: usize = 128;
+
+/// The data half of a peer.
+#[derive(Debug)]
+pub struct Path {
+    /// The peer's slot.
+    pub id: PeerId,
+    /// The peer's static key.
+    pub public_key: PublicKey,
+    /// The suite pinned for the peer.
+    pub suite: Suite,
+    /// What lanes did with this peer, for the timers.
+    pub activity: Activity,
+    /// Bytes of messages sent and received.
+    pub traffic: Traffic,
+    endpoint: ArcSwapOption<Endpoint>,
+    current: ArcSwapOption<Keypair>,
+    staged: Mutex<VecDeque<Box<[u8]>>>,
+    need_keypair_noticed: AtomicBool,
+}
+
+/// Levels that lanes leave for the engine's timers. Times are in milliseconds, plus one; 0 is "never".
+#[derive(Debug, Default)]
+pub struct Activity {
+    awaiting_reply_since: AtomicU64,
+    owing_reply_since: AtomicU64,
+    owing_another: AtomicBool,
+    last_sent: AtomicU64,
+    last_received: AtomicU64,
+}
+
+/// Message bytes and packets in both directions.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    rx_bytes: AtomicU64,
+    tx_bytes: AtomicU64,
+    rx_packets: AtomicU64,
+    tx_packets: AtomicU64,
+}
+
+/// What became of a packet handed to [`Path::stage`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Staged {
+    /// It waits for a session.
+    Waiting,
+    /// It waits, and the oldest waiting packet was dropped for it.
+    OldestDropped,
+    /// A session came in the meantime: send it.
+    SessionReady,
+}
+
+impl Path {
+    /// A peer without endpoint or session.
+    pub fn new(id: PeerId, public_key: PublicKey, suite: Suite) -> Self {
+        Self {
+            id,
+            public_key,
+            suite,
+            activity: Activity::default(),
+            traffic: Traffic::default(),
+            endpoint: ArcSwapOption::empty(),
+            current: ArcSwapOption::empty(),
+            staged: Mutex::default(),
+            need_keypair_noticed: AtomicBool::new(false),
+        }
+    }
+
+    /// Where the peer is.
+    pub fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.load().as_deref().copied()
+    }
+
+    /// The keypair that sends, whether still usable or not.
+    pub fn current(&self) -> Option<Arc<Keypair>> {
+        self.current.load_full()
+    }
+
+    /// Keeps `packet` until there is a session, unless one is usable at `now`.
+    /// An empty packet stands for a keepalive and is kept only when nothing else waits.
+    pub fn stage(&self, now: Instant, packet: &[u8]) -> Staged {
+        let mut staged = self.staged();
+        if staged.is_empty() && self.current.load().as_ref().is_some_and(|keypair| keypair.is_usable(now)) {
+            return Staged::SessionReady;
+        }
+        if packet.is_empty() && !staged.is_empty() {
+            return Staged::Waiting;
+        }
+        let full = staged.len() >= MAX_STAGED_PACKETS;
+        if full {
+            staged.pop_front();
+        }
+        staged.push_back(packet.into());
+        if full { Staged::OldestDropped } else { Staged::Waiting }
+    }
+
+    /// How many packets wait.
+    pub fn staged_len(&self) -> usize {
+        self.staged().len()
+    }
+
+    /// Whether a [`crate::event::Notice::NeedKeypair`] is due: true once until [`Self::keypair_needed_again`].
+    pub fn notice_need_keypair(&self) -> bool {
+        !self.need_keypair_noticed.load(Relaxed) && !self.need_keypair_noticed.swap(true, Relaxed)
+    }
+
+    /// The next staged packet is news again.
+    pub fn keypair_needed_again(&self) {
+        self.need_keypair_noticed.store(false, Relaxed);
+    }
+
+    pub(crate) fn set_endpoint(&self, endpoint: Option<Endpoint>) {
+        self.endpoint.store(endpoint.map(Arc::new));
+    }
+
+    /// Takes every waiting packet; when none waits, `keypair` starts to send in the same moment, so that
+    /// no packet overtakes a staged one.
+    pub(crate) fn take_staged_or_publish(&self, keypair: &Arc<Keypair>) -> Vec<Box<[u8]>> {
+        let mut staged = self.staged();
+        if staged.is_empty() {
+            self.current.store(Some(Arc::clone(keypair)));
+        }
+        staged.drain(..).collect()
+    }
+
+    /// Drops every waiting packet and says how many there were.
+    pub(crate) fn purge_staged(&self) -> usize {
+        let mut staged = self.staged();
+        let packets = staged.iter().filter(|packet| !packet.is_empty()).count();
+        staged.clear();
+        packets
+    }
+
+    pub(crate) fn clear_current(&self) {
+        self.current.store(None);
+    }
+
+    fn staged(&self) -> MutexGuard<'_, VecDeque<Box<[u8]>>> {
+        self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Activity {
+    /// Data (not a keepalive) was sent. True when nothing had been awaited: the engine must start a timer.
+    pub fn data_sent(&self, now: Instant) -> bool {
+        self.packet_sent(now);
+        self.awaiting_reply_since.load(Relaxed) == 0
+            && self.awaiting_reply_since.swap(stamp(now), Relaxed) == 0
+    }
+
+    /// Any authenticated packet was sent.
+    pub fn packet_sent(&self, now: Instant) {
+        self.last_sent.store(stamp(now), Relaxed);
+        clear(&self.owing_reply_since);
+    }
+
+    /// Data was received. True when nothing had been owed: the engine must start a timer.
+    pub fn data_received(&self, now: Instant) -> bool {
+        self.packet_received(now);
+        if self.owing_reply_since.load(Relaxed) == 0 {
+            return self.owing_reply_since.swap(stamp(now), Relaxed) == 0;
+        }
+        if !self.owing_another.load(Relaxed) {
+            self.owing_another.store(true, Relaxed);
+        }
+        false
+    }
+
+    /// Any authenticated packet was received.
+    pub fn packet_received(&self, now: Instant) {
+        self.last_received.store(stamp(now), Relaxed);
+        clear(&self.awaiting_reply_since);
+    }
+
+    /// Since when data is unanswered.
+    pub fn awaiting_reply_since(&self) -> Option<Instant> {
+        instant(self.awaiting_reply_since.load(Relaxed))
+    }
+
+    /// Since when the peer's data is unanswered.
+    pub fn owing_reply_since(&self) -> Option<Instant> {
+        instant(self.owing_reply_since.load(Relaxed))
+    }
+
+    /// When the last packet went either way.
+    pub fn last_traversal(&self) -> Option<Instant> {
+        instant(self.last_sent.load(Relaxed).max(self.last_received.load(Relaxed)))
+    }
+
+    /// When the last authenticated packet came.
+    pub fn last_received(&self) -> Option<Instant> {
+        instant(self.last_received.load(Relaxed))
+    }
+
+    /// Forgets that a reply is awaited.
+    pub fn stop_awaiting(&self) {
+        clear(&self.awaiting_reply_since);
+    }
+
+    /// A reply is still owed, since `now`.
+    pub(crate) fn owe_since(&self, now: Instant) {
+        self.owing_reply_since.store(stamp(now), Relaxed);
+    }
+
+    /// Forgets that a reply is owed.
+    pub fn stop_owing(&self) {
+        clear(&self.owing_reply_since);
+    }
+
+    /// Whether more data came while a reply was owed; true once.
+    pub fn take_owing_another(&self) -> bool {
+        self.owing_another.swap(false, Relaxed)
+    }
+}
+
+impl Traffic {
+    /// Counts `packets` sent messages of together `bytes`.
+    pub fn sent(&self, packets: u64, bytes: u64) {
+        self.tx_packets.fetch_add(packets, Relaxed);
+        self.tx_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Counts `packets` received messages of together `bytes`.
+    pub fn received(&self, packets: u64, bytes: u64) {
+        self.rx_packets.fetch_add(packets, Relaxed);
+        self.rx_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    /// Bytes received and sent.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.rx_bytes.load(Relaxed), self.tx_bytes.load(Relaxed))
+    }
+
+    /// Messages received and sent.
+    pub fn packets(&self) -> (u64, u64) {
+        (self.rx_packets.load(Relaxed), self.tx_packets.load(Relaxed))
+    }
+}
+
+fn stamp(now: Instant) -> u64 {
+    now.as_millis().saturating_add(1)
+}
+
+fn instant(stamp: u64) -> Option<Instant> {
+    stamp.checked_sub(1).map(Instant::from_millis)
+}
+
+/// A store only when needed keeps the cache line shared between lanes.
+fn clear(level: &AtomicU64) {
+    if level.load(Relaxed) != 0 {
+        level.store(0, Relaxed);
+    }
+}
