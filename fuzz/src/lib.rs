@@ -5,8 +5,10 @@
 //! `libfuzzer/` add coverage guidance where cargo-fuzz and a nightly compiler are at hand.
 
 pub mod corpus;
+pub mod datagram;
 pub mod inside;
 pub mod mutation;
+pub mod session;
 
 /// A harness and its name, which is also the name of its corpus.
 #[derive(Clone, Copy)]
@@ -18,7 +20,11 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: &[Target] = &[Target { name: "inside", run: inside::run }];
+pub const TARGETS: &[Target] = &[
+    Target { name: "datagram", run: datagram::run },
+    Target { name: "inside", run: inside::run },
+    Target { name: "session", run: session::run },
+];
 
 /// The target of that name.
 pub fn target(name: &str) -> Option<Target> {

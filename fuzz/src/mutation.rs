@@ -16,7 +16,7 @@ impl Rng {
     }
 
     /// The next 64 bits.
-    pub fn next(&mut self) -> u64 {
+    pub fn next_u64(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -25,7 +25,7 @@ impl Rng {
 
     /// A number below `bound`; 0 when `bound` is 0.
     pub fn below(&mut self, bound: usize) -> usize {
-        (self.next() >> 33) as usize % bound.max(1)
+        (self.next_u64() >> 33) as usize % bound.max(1)
     }
 }
 
@@ -35,10 +35,10 @@ pub fn mutate(rng: &mut Rng, input: &mut Vec<u8>, other: &[u8]) {
         let at = rng.below(input.len());
         match rng.below(9) {
             0 | 1 => change(input, at, |byte| *byte ^= 1 << rng.below(8)),
-            2 => change(input, at, |byte| *byte = rng.next() as u8),
+            2 => change(input, at, |byte| *byte = rng.next_u64() as u8),
             3 => change(input, at, |byte| *byte = INTERESTING[rng.below(INTERESTING.len())]),
             4 => input.truncate(at),
-            5 => input.insert(at, rng.next() as u8),
+            5 => input.insert(at, rng.next_u64() as u8),
             6 => {
                 let len = rng.below(16).min(input.len() - at);
                 input.drain(at..at + len);

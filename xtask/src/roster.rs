@@ -23,7 +23,9 @@ impl Roster {
         let mut lines = text.lines();
         let first = lines.next().unwrap_or_default();
         let count = first.strip_suffix(" tests").and_then(|number| number.parse().ok());
-        let count = count.context("xtask/tests.list does not begin with `N tests`")?;
+        let count = count.context(
+            "xtask/tests.list is missing or does not begin with `N tests`: run `cargo xtask test --record`",
+        )?;
         Ok(Self { count, names: lines.map(str::to_owned).collect() })
     }
 
