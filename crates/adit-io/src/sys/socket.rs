@@ -1,0 +1,251 @@
+//! Socket options, raw addresses and control messages (cmsg(3)).
+
+use std::io;
+use std::mem::size_of;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::check;
+
+/// Sets an integer socket option.
+pub(crate) fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: the pointer and length describe `value`, which outlives the call.
+    check(unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    })
+    .map(drop)
+}
+
+/// Reads an integer socket option.
+pub(crate) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
+    let mut value = 0i32;
+    let mut len = size_of::<i32>() as libc::socklen_t;
+    // SAFETY: the pointers describe `value` and `len`, which outlive the call.
+    check(unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, (&raw mut value).cast(), &mut len) })?;
+    Ok(value)
+}
+
+/// An IPv4 or IPv6 socket address as the kernel reads and writes it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) union RawAddress {
+    family: libc::sa_family_t,
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+impl RawAddress {
+    /// Room for the kernel to write an address into.
+    pub(crate) fn unset() -> Self {
+        Self {
+            v6: libc::sockaddr_in6 {
+                sin6_family: libc::AF_UNSPEC as libc::sa_family_t,
+                sin6_port: 0,
+                sin6_flowinfo: 0,
+                sin6_addr: libc::in6_addr { s6_addr: [0; 16] },
+                sin6_scope_id: 0,
+            },
+        }
+    }
+
+    /// The address and the length of its kernel form in bytes.
+    pub(crate) fn new(address: &SocketAddr) -> (Self, libc::socklen_t) {
+        let mut raw = Self::unset();
+        match address {
+            SocketAddr::V4(v4) => {
+                raw.v4 = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: v4.port().to_be(),
+                    sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(v4.ip().octets()) },
+                    sin_zero: [0; 8],
+                };
+                (raw, size_of::<libc::sockaddr_in>() as libc::socklen_t)
+            }
+            SocketAddr::V6(v6) => {
+                raw.v6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: v6.port().to_be(),
+                    sin6_flowinfo: 0,
+                    sin6_addr: libc::in6_addr { s6_addr: v6.ip().octets() },
+                    sin6_scope_id: v6.scope_id(),
+                };
+                (raw, size_of::<libc::sockaddr_in6>() as libc::socklen_t)
+            }
+        }
+    }
+
+    /// The address the kernel wrote; `None` for any other family.
+    pub(crate) fn get(&self) -> Option<SocketAddr> {
+        // SAFETY: every constructor initialises all 28 bytes, the kernel only overwrites them, and any bytes
+        // are a valid value of each field. `family` is the first field of both structures.
+        unsafe {
+            match i32::from(self.family) {
+                libc::AF_INET => {
+                    let ip = Ipv4Addr::from(self.v4.sin_addr.s_addr.to_ne_bytes());
+                    Some(SocketAddr::V4(SocketAddrV4::new(ip, u16::from_be(self.v4.sin_port))))
+                }
+                libc::AF_INET6 => {
+                    let ip = Ipv6Addr::from(self.v6.sin6_addr.s6_addr);
+                    let port = u16::from_be(self.v6.sin6_port);
+                    Some(SocketAddr::V6(SocketAddrV6::new(ip, port, 0, self.v6.sin6_scope_id)))
+                }
+                _ => None,
+            }
+        }
+    }
+
+    pub(crate) const LEN: libc::socklen_t = size_of::<Self>() as libc::socklen_t;
+}
+
+const HEADER_LEN: usize = size_of::<libc::cmsghdr>();
+const ALIGN: usize = size_of::<usize>();
+const _: () = assert!(HEADER_LEN == size_of::<usize>() + 8 && HEADER_LEN.is_multiple_of(ALIGN));
+
+/// A control message buffer, built for sending or filled by the kernel.
+///
+/// 128 bytes hold every message this crate sends or asks for: packet info (40), traffic class (24),
+/// segment size (24) and drop counter (24).
+#[derive(Clone, Copy)]
+#[repr(C, align(8))]
+pub(crate) struct Control {
+    bytes: [u8; Self::CAPACITY],
+    len: usize,
+}
+
+impl Control {
+    pub(crate) const CAPACITY: usize = 128;
+
+    pub(crate) const fn new() -> Self {
+        Self { bytes: [0; Self::CAPACITY], len: 0 }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.len = 0;
+    }
+
+    /// Appends a message.
+    ///
+    /// # Panics
+    /// When the buffer is full: the callers send a known set of messages.
+    pub(crate) fn push(&mut self, level: i32, kind: i32, data: &[u8]) {
+        let start = self.len;
+        let end = start + HEADER_LEN + data.len().next_multiple_of(ALIGN);
+        let message = &mut self.bytes[start..end];
+        message.fill(0);
+        message[..ALIGN].copy_from_slice(&(HEADER_LEN + data.len()).to_ne_bytes());
+        message[ALIGN..ALIGN + 4].copy_from_slice(&level.to_ne_bytes());
+        message[ALIGN + 4..HEADER_LEN].copy_from_slice(&kind.to_ne_bytes());
+        message[HEADER_LEN..HEADER_LEN + data.len()].copy_from_slice(data);
+        self.len = end;
+    }
+
+    /// The buffer and its used length, as a message header wants them.
+    pub(crate) fn as_mut_ptr(&mut self) -> (*mut libc::c_void, usize) {
+        if self.len == 0 { (std::ptr::null_mut(), 0) } else { (self.bytes.as_mut_ptr().cast(), self.len) }
+    }
+
+    /// The whole buffer, for the kernel to fill.
+    pub(crate) fn space(&mut self) -> (*mut libc::c_void, usize) {
+        (self.bytes.as_mut_ptr().cast(), Self::CAPACITY)
+    }
+
+    /// Notes how many bytes the kernel filled.
+    pub(crate) fn set_len(&mut self, len: usize) {
+        self.len = len.min(Self::CAPACITY);
+    }
+
+    /// Every message as level, type and data. A message that lies about its length ends the iteration.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (i32, i32, &[u8])> {
+        let mut rest = self.bytes.get(..self.len).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let len = usize::from_ne_bytes(*rest.first_chunk()?);
+            let level = i32::from_ne_bytes(*rest.get(ALIGN..)?.first_chunk()?);
+            let kind = i32::from_ne_bytes(*rest.get(ALIGN + 4..)?.first_chunk()?);
+            let data = rest.get(HEADER_LEN..len)?;
+            rest = rest.get(len.next_multiple_of(ALIGN)..).unwrap_or_default();
+            Some((level, kind, data))
+        })
+    }
+}
+
+/// Sends messages on a non-blocking socket: how many the kernel took, at least one.
+pub(crate) fn send_messages(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    // SAFETY: the caller wired every header to addresses, buffers and control messages that outlive the call;
+    // `headers` is writable and its length is passed. The kernel only reads through the pointers.
+    let sent = check(unsafe {
+        libc::sendmmsg(
+            fd.as_raw_fd(),
+            headers.as_mut_ptr(),
+            headers.len() as libc::c_uint,
+            libc::MSG_NOSIGNAL as _,
+        )
+    })?;
+    Ok(sent as usize)
+}
+
+/// Receives messages without blocking: how many headers the kernel filled.
+pub(crate) fn receive_messages(fd: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+    // SAFETY: the caller wired every header to distinct, writable memory of the stated lengths that outlives the call.
+    let received = check(unsafe {
+        libc::recvmmsg(
+            fd.as_raw_fd(),
+            headers.as_mut_ptr(),
+            headers.len() as libc::c_uint,
+            libc::MSG_DONTWAIT as _,
+            std::ptr::null_mut(),
+        )
+    })?;
+    Ok(received as usize)
+}
+
+/// A message header that points nowhere.
+pub(crate) fn empty_header() -> libc::mmsghdr {
+    // SAFETY: null pointers and zero lengths are a valid mmsghdr; some targets have private padding fields.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Waits until a socket can be written, at most `timeout_ms`.
+pub(crate) fn wait_writable(fd: BorrowedFd<'_>, timeout_ms: i32) {
+    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+    // SAFETY: one valid pollfd. A failed or interrupted wait only means that the caller tries again early.
+    unsafe { libc::poll(&mut poll, 1, timeout_ms) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_survive_the_round_trip_through_the_kernel_form() {
+        for text in ["1.2.3.4:5678", "[2001:db8::1]:51820", "[fe80::1%7]:1"] {
+            let address: SocketAddr = text.parse().unwrap();
+            assert_eq!(RawAddress::new(&address).0.get(), Some(address));
+        }
+        assert_eq!(RawAddress::unset().get(), None);
+    }
+
+    #[test]
+    fn control_messages_survive_the_round_trip() {
+        let mut control = Control::new();
+        control.push(1, 2, &[9; 2]);
+        control.push(3, 4, &[8; 20]);
+        let read: Vec<_> = control.iter().collect();
+        assert_eq!(read, [(1, 2, &[9u8; 2][..]), (3, 4, &[8u8; 20][..])]);
+    }
+
+    #[test]
+    fn lying_control_lengths_end_the_iteration() {
+        for len in [0usize, 1, 15, 1000, usize::MAX, usize::MAX - 6] {
+            let mut control = Control::new();
+            control.push(1, 2, &[9; 4]);
+            control.bytes[..8].copy_from_slice(&len.to_ne_bytes());
+            assert_eq!(control.iter().count(), 0, "length {len}");
+        }
+    }
+}

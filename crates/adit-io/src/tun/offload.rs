@@ -1,0 +1,247 @@
+//! What comes out of a TUN device: complete packets, packets whose checksum is to be finished, and superpackets.
+
+use adit_proto::packet::InsideHeader;
+
+use super::header::{
+    CWR, FIN, PSH, TCP, UDP, Version, get_u16, get_u32, pseudo_header, put, put_u16, set_total_len,
+    transport, transport_header_len,
+};
+use super::{ReadError, VnetHeader};
+
+/// A packet or superpacket that was read, and what remains to do before it can travel.
+///
+/// It describes bytes at the start of the buffer that was read into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inside {
+    header: InsideHeader,
+    work: Work,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Work {
+    Complete,
+    Checksum { start: u16, field: u16 },
+    Segments(Segments),
+}
+
+/// How a superpacket falls apart. Every offset was checked against the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Segments {
+    version: Version,
+    protocol: u8,
+    transport_at: u16,
+    headers_len: u16,
+    payload_len: u16,
+}
+
+impl Inside {
+    /// Checks what the kernel says about a packet against the packet. `hdr_len` is not looked at.
+    ///
+    /// # Errors
+    /// [`ReadError::Malformed`] when the packet is no IP packet, or the header asks for what the packet is not.
+    pub fn parse(vnet: &VnetHeader, packet: &[u8]) -> Result<Self, ReadError> {
+        const BAD: ReadError = ReadError::Malformed;
+        let header = InsideHeader::parse(packet).map_err(|_| BAD)?;
+        let packet = packet.get(..header.total_len).ok_or(BAD)?;
+        let unfinished = vnet.flags & VnetHeader::NEEDS_CSUM != 0;
+        let work = if vnet.gso_type != VnetHeader::GSO_NONE {
+            let segments = Segments::parse(vnet, packet).ok_or(BAD)?;
+            if unfinished && vnet.csum_start != segments.transport_at {
+                return Err(BAD);
+            }
+            Work::Segments(segments)
+        } else if unfinished {
+            let start = usize::from(vnet.csum_start);
+            let field = start + usize::from(vnet.csum_offset);
+            let ip_header_len = match Version::of(packet).ok_or(BAD)? {
+                Version::V4 => usize::from(packet[0] & 0x0f) * 4,
+                Version::V6 => 40,
+            };
+            if start < ip_header_len || field + 2 > packet.len() {
+                return Err(BAD);
+            }
+            Work::Checksum { start: vnet.csum_start, field: u16::try_from(field).map_err(|_| BAD)? }
+        } else {
+            Work::Complete
+        };
+        Ok(Self { header, work })
+    }
+
+    /// The IP header of the packet; every segment has its addresses and ECN field.
+    pub const fn header(&self) -> &InsideHeader {
+        &self.header
+    }
+
+    /// The length of the whole in the buffer, in bytes.
+    pub const fn len(&self) -> usize {
+        self.header.total_len
+    }
+
+    /// Never: a packet has a header.
+    pub const fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// How many packets it is: 1 unless it is a superpacket.
+    pub fn count(&self) -> usize {
+        match &self.work {
+            Work::Complete | Work::Checksum { .. } => 1,
+            Work::Segments(segments) => {
+                let payload = self.len().saturating_sub(usize::from(segments.headers_len));
+                payload.div_ceil(usize::from(segments.payload_len)).max(1)
+            }
+        }
+    }
+
+    /// The length in bytes of every packet but the last, which may be shorter.
+    pub fn stride(&self) -> usize {
+        match &self.work {
+            Work::Complete | Work::Checksum { .. } => self.len(),
+            Work::Segments(segments) => {
+                (usize::from(segments.headers_len) + usize::from(segments.payload_len)).min(self.len())
+            }
+        }
+    }
+
+    /// The length in bytes of the last packet.
+    pub fn last_len(&self) -> usize {
+        match &self.work {
+            Work::Complete | Work::Checksum { .. } => self.len(),
+            Work::Segments(segments) => {
+                self.len() - self.count().saturating_sub(1) * usize::from(segments.payload_len)
+            }
+        }
+    }
+
+    /// Yields the packets one by one from the buffer that was read into.
+    pub fn segments<'a>(&self, buf: &'a [u8]) -> Segmenter<'a> {
+        Segmenter {
+            packet: buf.get(..self.len()).unwrap_or_default(),
+            work: self.work,
+            count: self.count(),
+            stride: self.stride(),
+            next: 0,
+        }
+    }
+}
+
+impl Segments {
+    fn parse(vnet: &VnetHeader, packet: &[u8]) -> Option<Self> {
+        let version = Version::of(packet)?;
+        let (protocol, transport_at) = transport(packet)?;
+        let headers_len = transport_at + transport_header_len(protocol, packet, transport_at)?;
+        let matches = match vnet.gso_type & !VnetHeader::GSO_ECN {
+            VnetHeader::GSO_TCPV4 => version == Version::V4 && protocol == TCP,
+            VnetHeader::GSO_TCPV6 => version == Version::V6 && protocol == TCP,
+            VnetHeader::GSO_UDP_L4 => protocol == UDP,
+            _ => false,
+        };
+        // 65,535 is the kernel's GSO_BY_FRAGS: no size at all.
+        let sized = vnet.gso_size != 0 && vnet.gso_size != u16::MAX;
+        (matches && sized).then_some(Self {
+            version,
+            protocol,
+            transport_at: u16::try_from(transport_at).ok()?,
+            headers_len: u16::try_from(headers_len).ok()?,
+            payload_len: vnet.gso_size,
+        })
+    }
+}
+
+/// Writes out the packets that an [`Inside`] stands for, lazily: the headers of the superpacket are copied and patched
+/// (as `tcp_gso_segment` and `__udp_gso_segment` of the kernel do), and the checksums finished.
+#[derive(Clone, Debug)]
+pub struct Segmenter<'a> {
+    packet: &'a [u8],
+    work: Work,
+    count: usize,
+    stride: usize,
+    next: usize,
+}
+
+impl Segmenter<'_> {
+    /// How many packets there are in all.
+    pub const fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The length in bytes of every packet but the last, which may be shorter.
+    pub const fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Writes the next packet to the start of `out` and returns its length. `None` after the last.
+    ///
+    /// # Panics
+    /// When `out` is shorter than the [`stride`](Self::stride).
+    pub fn next(&mut self, out: &mut [u8]) -> Option<usize> {
+        if self.next >= self.count || self.packet.is_empty() {
+            return None;
+        }
+        let number = self.next;
+        self.next += 1;
+        Some(match self.work {
+            Work::Complete => copy(out, &[self.packet]),
+            Work::Checksum { start, field } => {
+                let len = copy(out, &[self.packet]);
+                finish(out.get_mut(usize::from(start)..len).unwrap_or_default(), usize::from(field - start));
+                len
+            }
+            Work::Segments(segments) => segments.write(self.packet, number, self.count, out),
+        })
+    }
+}
+
+impl Segments {
+    fn write(&self, packet: &[u8], number: usize, count: usize, out: &mut [u8]) -> usize {
+        let (headers, payload) = packet.split_at_checked(usize::from(self.headers_len)).unwrap_or_default();
+        let size = usize::from(self.payload_len);
+        let start = number * size;
+        let payload = payload.get(start..payload.len().min(start + size)).unwrap_or_default();
+        let len = copy(out, &[headers, payload]);
+        let segment = out.get_mut(..len).unwrap_or_default();
+
+        let at = usize::from(self.transport_at);
+        if self.version == Version::V4 {
+            let id = get_u16(segment, 4).wrapping_add(number as u16);
+            put_u16(segment, 4, id);
+        }
+        set_total_len(self.version, segment, len);
+        let sum_at = if self.protocol == TCP {
+            let sequence = get_u32(segment, at + 4).wrapping_add(start as u32);
+            put(segment, at + 4, sequence.to_be_bytes());
+            if let Some(flags) = segment.get_mut(at + 13) {
+                if number != 0 {
+                    *flags &= !CWR;
+                }
+                if number + 1 != count {
+                    *flags &= !(FIN | PSH);
+                }
+            }
+            at + 16
+        } else {
+            put_u16(segment, at + 4, (len - at) as u16);
+            at + 6
+        };
+        let pseudo = pseudo_header(self.version, segment, self.protocol, len - at).partial();
+        put(segment, sum_at, pseudo);
+        finish(segment.get_mut(at..).unwrap_or_default(), sum_at - at);
+        len
+    }
+}
+
+/// Finishes a checksum whose field holds the sum of the pseudo header. A sum of zero is written as its equal 0xffff,
+/// because zero means "none" to UDP (RFC 768).
+fn finish(summed: &mut [u8], field: usize) {
+    let sum = super::checksum::Checksum::new().add(summed).complement();
+    put(summed, field, if sum == [0, 0] { [0xff, 0xff] } else { sum });
+}
+
+fn copy(out: &mut [u8], pieces: &[&[u8]]) -> usize {
+    let mut len = 0;
+    for piece in pieces {
+        out[len..len + piece.len()].copy_from_slice(piece);
+        len += piece.len();
+    }
+    len
+}
