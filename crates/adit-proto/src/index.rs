@@ -14,8 +14,11 @@ const SHARDS: usize = 256;
 /// The published indices, for readers.
 #[derive(Debug)]
 pub struct IndexTable<T> {
-    shards: [ArcSwap<Vec<(u32, Arc<T>)>>; SHARDS],
+    shards: [Shard<T>; SHARDS],
 }
+
+/// The entries whose index has the same top byte, sorted by index.
+type Shard<T> = ArcSwap<Vec<(u32, Arc<T>)>>;
 
 impl<T> IndexTable<T> {
     /// What was published under `index`.
@@ -26,7 +29,7 @@ impl<T> IndexTable<T> {
         shard.get(at).map(|entry| entry.1.clone())
     }
 
-    fn shard(&self, index: u32) -> Option<&ArcSwap<Vec<(u32, Arc<T>)>>> {
+    fn shard(&self, index: u32) -> Option<&Shard<T>> {
         self.shards.get((index >> 24) as usize)
     }
 
@@ -209,35 +212,29 @@ mod tests {
 
     #[test]
     fn readers_never_see_another_sessions_value() {
-        use std::sync::atomic::{AtomicBool, Ordering};
         let mut writer = IndexWriter::default();
         let table = writer.table().clone();
-        let done = AtomicBool::new(false);
         let indices: Vec<u32> = (0..64).map(|i| i << 22 | i).collect();
+        let read = || {
+            let found = indices.iter().filter_map(|&index| Some((index, table.get(index)?)));
+            found.inspect(|(index, value)| assert_eq!(*index, **value)).count()
+        };
         std::thread::scope(|scope| {
-            let reader = scope.spawn(|| {
-                let mut found = 0;
-                while !done.load(Ordering::Relaxed) || found == 0 {
+            let writing = scope.spawn(|| {
+                for round in 0..200 {
                     for &index in &indices {
-                        if let Some(value) = table.get(index) {
-                            assert_eq!(*value, index);
-                            found += 1;
-                        }
+                        assert_eq!(writer.reserve(&mut || index), index);
+                        writer.publish(index, Arc::new(index));
+                        assert!(round == 199 || writer.remove(index));
                     }
                 }
             });
-            for round in 0..200 {
-                for &index in &indices {
-                    assert_eq!(writer.reserve(&mut || index), index);
-                    writer.publish(index, Arc::new(index));
-                }
-                if round < 199 {
-                    indices.iter().for_each(|&index| assert!(writer.remove(index)));
-                }
+            while !writing.is_finished() {
+                assert!(read() <= indices.len());
             }
-            done.store(true, Ordering::Relaxed);
-            reader.join().unwrap();
+            writing.join().unwrap();
         });
+        assert_eq!(read(), indices.len());
     }
 
     proptest! {

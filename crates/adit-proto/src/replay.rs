@@ -13,6 +13,7 @@ use crate::keypair::REJECT_AFTER_MESSAGES;
 pub const WINDOW: u64 = (WORDS as u64 - 1) * u64::BITS as u64;
 
 const WORDS: usize = 128;
+const MASK: usize = WORDS - 1;
 
 /// Which counters of a session were received.
 #[derive(Clone, Debug)]
@@ -78,7 +79,7 @@ fn word_of(counter: u64) -> u64 {
 }
 
 fn slot_of(word: u64) -> usize {
-    (word & (WORDS as u64 - 1)) as usize
+    (word as usize) & MASK
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ fn published_routes_do_not_change_with_the_table() {
 /// A prefix that often nests in another: few distinct leading bits, all lengths.
 fn random_prefix(rng: &mut ChaCha8Rng) -> Prefix {
     let spread = rng.next_u32() % 4;
-    if rng.next_u32() % 2 == 0 {
+    if rng.next_u32().is_multiple_of(2) {
         let bits = rng.next_u32() & [u32::MAX, 0xff00_ffff, 0x0f0f_0000, 0x0000_00ff][spread as usize];
         Prefix::new(Ipv4Addr::from_bits(bits).into(), (rng.next_u32() % 33) as u8).unwrap()
     } else {
