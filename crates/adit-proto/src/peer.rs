@@ -112,9 +112,12 @@ pub(crate) struct Keypairs {
 
 impl Keypairs {
     /// Takes a keypair made as initiator into use; returns the ones that end.
-    pub(crate) fn adopt(&mut self, new: Arc<Keypair>) -> [Option<Arc<Keypair>>; 2] {
+    ///
+    /// When initiations crossed, both give a session. One side must `yield_to_next`, so that the two
+    /// agree on one initiator and do not both renew from then on.
+    pub(crate) fn adopt(&mut self, new: Arc<Keypair>, yield_to_next: bool) -> [Option<Arc<Keypair>>; 2] {
         let old_current = self.current.replace(new);
-        match self.next.take() {
+        match self.next.take_if(|_| !yield_to_next) {
             Some(next) => [self.previous.replace(next), old_current],
             None => [core::mem::replace(&mut self.previous, old_current), None],
         }

@@ -22,8 +22,10 @@ impl Engine {
     /// A session we initiated: it sends at once, and its first message confirms it to the peer.
     pub(super) fn adopt_session(&mut self, clock: Clock, id: PeerId, keys: &SessionKeys) {
         let Some(keypair) = self.prepare_keypair(clock, id, keys) else { return };
+        let ours = self.identity.as_ref().map(|identity| identity.public);
         let Some(peer) = self.peer_mut(id) else { return };
-        let ended = peer.keypairs.adopt(Arc::clone(&keypair));
+        let yield_to_next = ours.is_some_and(|ours| ours > peer.path.public_key);
+        let ended = peer.keypairs.adopt(Arc::clone(&keypair), yield_to_next);
         let path = Arc::clone(&peer.path);
         self.retire(ended);
         self.session_derived(clock.now, id);

@@ -59,7 +59,7 @@ fn only_the_aes_suite_binds_the_header() {
 #[test]
 fn keys_end_at_180_seconds_and_renew_at_120_by_their_initiator() {
     let [alice, bob] = pair(Suite::Aes256Gcm);
-    let at = |secs| Instant::from_millis(secs * 1_000);
+    let at = |secs: u64| Instant::from_millis(secs * 1_000);
     assert!(alice.is_usable(Instant::from_millis(179_999)));
     assert!(!alice.is_usable(at(180)));
     assert!(!alice.rekey_after_sending(at(119)));
