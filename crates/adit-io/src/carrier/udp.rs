@@ -102,6 +102,23 @@ impl UdpCarrier {
         Ok(carriers)
     }
 
+    /// Another sender on the same sockets, with buffers of its own.
+    ///
+    /// # Errors
+    /// When the process has no descriptors left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let clone = |socket: &Option<Socket>| socket.as_ref().map(Socket::try_clone).transpose();
+        Ok(Self {
+            v4: clone(&self.v4)?,
+            v6: clone(&self.v6)?,
+            port: self.port,
+            offload: self.offload,
+            gso: Gso { supported: self.gso.supported, refusals: 0, pause: 0 },
+            outbox: Outbox::new(),
+            stale: Vec::new(),
+        })
+    }
+
     /// Sends a batch. What fails for one datagram does not stop the others, and their order to an endpoint is kept.
     pub fn send(&mut self, batch: &[Transmit<'_>]) -> SendReport {
         let mut report = SendReport::default();
