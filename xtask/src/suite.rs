@@ -186,7 +186,9 @@ fn run_binaries(binaries: &[Binary], filter: Option<&str>) -> Result<Tally> {
             println!("{:>7.1}s  {:<40} {tally}", start.elapsed().as_secs_f64(), binary.name);
         }
         if let Some(fault) = fault {
-            println!("{}\n{}: {fault}", text.trim_end(), binary.name);
+            let passed = |line: &&str| line.starts_with("test ") && line.ends_with(" ... ok");
+            text.lines().filter(|line| !passed(line)).for_each(|line| println!("{line}"));
+            println!("{}: {fault}", binary.name);
         }
         total += tally;
     }
@@ -223,7 +225,11 @@ fn status(ending: &Ending) -> String {
     if let Ending::Exited(code) = ending { shown(code) } else { "timed out".into() }
 }
 
+/// `XTASK_PLAIN=1` runs the test binaries one by one even where cargo-nextest is installed.
 fn nextest() -> Option<Command> {
+    if std::env::var_os("XTASK_PLAIN").is_some() {
+        return None;
+    }
     find("cargo-nextest")?;
     works(&mut cargo(&["nextest", "--version"])).then(|| {
         let mut command = cargo(&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"]);
