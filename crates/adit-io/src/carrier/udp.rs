@@ -607,7 +607,7 @@ impl Sending<'_, '_> {
         let run = piece.datagrams > 1;
         match error.raw_os_error() {
             Some(libc::EINTR) => Verdict::Retry,
-            Some(libc::EAGAIN) if self.wait(|socket, left| wait_writable(socket, left)) => Verdict::Retry,
+            Some(libc::EAGAIN) if self.wait(wait_writable) => Verdict::Retry,
             // A full queue of the device: the socket is writable, so there is nothing to poll for.
             Some(libc::ENOBUFS | libc::ENOMEM)
                 if self.wait(|_, _| std::thread::sleep(Duration::from_micros(200))) =>

@@ -15,7 +15,7 @@ impl Checksum {
 
     /// Adds bytes. Only the last piece of a sum may have an odd length; it is padded with a zero byte.
     #[must_use]
-    pub fn add(self, bytes: &[u8]) -> Self {
+    pub fn add_bytes(self, bytes: &[u8]) -> Self {
         Self(self.0 + u64::from(fold(sum(bytes))))
     }
 
@@ -108,20 +108,20 @@ mod tests {
     #[test]
     fn the_example_of_rfc_1071_sums_up() {
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
-        assert_eq!(Checksum::new().add(&bytes).partial(), [0xdd, 0xf2]);
+        assert_eq!(Checksum::new().add_bytes(&bytes).partial(), [0xdd, 0xf2]);
     }
 
     #[test]
     fn all_ones_do_not_overflow() {
         let bytes = vec![0xff; 65_535];
-        assert_eq!(Checksum::new().add(&bytes).complement(), slow(&bytes).to_be_bytes());
+        assert_eq!(Checksum::new().add_bytes(&bytes).complement(), slow(&bytes).to_be_bytes());
     }
 
     proptest! {
         #[test]
         fn equals_the_obvious_version(bytes in prop::collection::vec(any::<u8>(), 0..3000), skip in 0usize..9) {
             let bytes = bytes.get(skip..).unwrap_or_default();
-            prop_assert_eq!(Checksum::new().add(bytes).complement(), slow(bytes).to_be_bytes());
+            prop_assert_eq!(Checksum::new().add_bytes(bytes).complement(), slow(bytes).to_be_bytes());
             prop_assert_eq!(sum_words(bytes) % 0xffff, sum(bytes) % 0xffff);
         }
 
@@ -129,7 +129,7 @@ mod tests {
         fn pieces_of_even_length_add_up(bytes in prop::collection::vec(any::<u8>(), 2..3000), cut in any::<prop::sample::Index>(), value: u16) {
             let (head, tail) = bytes.split_at(cut.index(bytes.len()) & !1);
             let whole = [value.to_be_bytes().as_slice(), &bytes].concat();
-            let sum = Checksum::new().add_u16(value).add(head).add(tail);
+            let sum = Checksum::new().add_u16(value).add_bytes(head).add_bytes(tail);
             prop_assert_eq!(sum.complement(), slow(&whole).to_be_bytes());
         }
 
@@ -138,12 +138,12 @@ mod tests {
             bytes[..2].fill(0);
             // A word that is not zero, so that the sum is not the all-zero one.
             bytes[2] |= 1;
-            let field = Checksum::new().add(&bytes).complement();
+            let field = Checksum::new().add_bytes(&bytes).complement();
             bytes[..2].copy_from_slice(&field);
-            prop_assert!(Checksum::new().add(&bytes).is_valid());
+            prop_assert!(Checksum::new().add_bytes(&bytes).is_valid());
             let bit = bit.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(!Checksum::new().add(&bytes).is_valid());
+            prop_assert!(!Checksum::new().add_bytes(&bytes).is_valid());
         }
     }
 }

@@ -241,15 +241,15 @@ impl Coalescer {
     /// The place of a flow in the table: its own, a free one, or that of a flow which so loses its open run.
     fn slot(&self, flow: &Flow) -> usize {
         let home = flow.hash() % FLOWS;
-        let candidates = (home..home + PROBES).map(|slot| slot % FLOWS);
-        let taken_by_another = |slot: &usize| {
+        let mut slots = (home..home + PROBES).map(|slot| slot % FLOWS);
+        let is_free_or_its_own = |slot: &usize| {
             let entry = self.flows[*slot];
             let run = self.runs.get(entry.run as usize);
-            entry.generation == self.generation
-                && run.and_then(|run| run.open.as_ref()).is_none_or(|open| open.flow != *flow)
+            entry.generation != self.generation
+                || run.and_then(|run| run.open.as_ref()).is_some_and(|open| open.flow == *flow)
         };
         // Slots become free only all at once, so a flow is never behind the first free one.
-        candidates.skip_while(taken_by_another).next().unwrap_or(home)
+        slots.find(is_free_or_its_own).unwrap_or(home)
     }
 
     /// Appends a packet to a run if the kernel, cutting the run apart again, would make exactly these packets.
@@ -376,8 +376,10 @@ impl Flow {
     /// Whether the packet arrived as it was sent: a superpacket gets a new checksum, which must not hide damage.
     fn checksum_is_valid(&self, packet: &[u8]) -> bool {
         let (header, transport) = packet.split_at_checked(self.transport_at()).unwrap_or_default();
-        (self.version == Version::V6 || Checksum::new().add(header).is_valid())
-            && pseudo_header(self.version, header, self.protocol, transport.len()).add(transport).is_valid()
+        (self.version == Version::V6 || Checksum::new().add_bytes(header).is_valid())
+            && pseudo_header(self.version, header, self.protocol, transport.len())
+                .add_bytes(transport)
+                .is_valid()
     }
 }
 
@@ -514,3 +516,6 @@ fn trim(packet: &[u8]) -> &[u8] {
     };
     packet.get(..stated).unwrap_or(packet)
 }
+
+#[cfg(test)]
+mod tests;

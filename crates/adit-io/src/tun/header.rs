@@ -73,7 +73,7 @@ pub(super) fn pseudo_header(version: Version, packet: &[u8], protocol: u8, len: 
         Version::V4 => packet.get(12..20),
         Version::V6 => packet.get(8..40),
     };
-    Checksum::new().add(addresses.unwrap_or_default()).add_u16(u16::from(protocol)).add_u16(len as u16)
+    Checksum::new().add_bytes(addresses.unwrap_or_default()).add_u16(u16::from(protocol)).add_u16(len as u16)
 }
 
 /// Writes the lengths that depend on the size of the whole packet, and the IPv4 header checksum.
@@ -83,7 +83,8 @@ pub(super) fn set_total_len(version: Version, header: &mut [u8], total_len: usiz
             put_u16(header, 2, total_len as u16);
             put(header, 10, [0, 0]);
             let ip_header_len = usize::from(header.first().map_or(0, |byte| byte & 0x0f)) * 4;
-            let field = Checksum::new().add(header.get(..ip_header_len).unwrap_or_default()).complement();
+            let field =
+                Checksum::new().add_bytes(header.get(..ip_header_len).unwrap_or_default()).complement();
             put(header, 10, field);
         }
         Version::V6 => put_u16(header, 4, total_len.saturating_sub(40) as u16),

@@ -46,7 +46,7 @@ impl LinuxTun {
             let exclusive = if queues > 1 && number == 0 { libc::IFF_TUN_EXCL } else { 0 };
             request.0.ifr_ifru.ifru_flags = (flags | exclusive) as libc::c_short;
             request
-                .ioctl(queue.as_fd(), libc::TUNSETIFF as u64)
+                .ioctl(queue.as_fd(), libc::TUNSETIFF)
                 .map_err(|error| explain_create(&error, wanted, queues))?;
             name = request.name();
             tuns.push(Self::attach(queue, control.clone(), name.clone(), config.offload, config.offload)?);
@@ -57,7 +57,7 @@ impl LinuxTun {
     pub(super) fn from_fd(fd: OwnedFd, offload: bool) -> io::Result<Self> {
         let queue = File::from(fd);
         let mut request = Request::named("")?;
-        request.ioctl(queue.as_fd(), libc::TUNGETIFF as u64).map_err(|error| {
+        request.ioctl(queue.as_fd(), libc::TUNGETIFF).map_err(|error| {
             io::Error::new(error.kind(), format!("the inherited descriptor is no TUN queue: {error}"))
         })?;
         let flags = i32::from(request.flags());
@@ -91,7 +91,7 @@ impl LinuxTun {
         let offload = negotiate(queue.as_fd(), vnet && offload)?;
         let mut request = Request::named(&name)?;
         // A device that an inherited descriptor names may live in another namespace; it has no index here.
-        let index = match request.ioctl(control.as_fd(), libc::SIOCGIFINDEX) {
+        let index = match request.ioctl(control.as_fd(), libc::SIOCGIFINDEX as _) {
             Ok(()) => request.index(),
             Err(_) => 0,
         };
@@ -101,7 +101,7 @@ impl LinuxTun {
     /// The name now, from the queue itself: it works in every namespace.
     pub(super) fn name(&self) -> String {
         let name = Request::named("").and_then(|mut request| {
-            request.ioctl(self.queue.as_fd(), libc::TUNGETIFF as u64)?;
+            request.ioctl(self.queue.as_fd(), libc::TUNGETIFF)?;
             Ok(request.name())
         });
         name.unwrap_or_else(|_| self.name.clone())
@@ -114,7 +114,7 @@ impl LinuxTun {
     pub(super) fn mtu(&self) -> io::Result<usize> {
         let mut request = Request::named(&self.name())?;
         request
-            .ioctl(self.control.as_fd(), libc::SIOCGIFMTU)
+            .ioctl(self.control.as_fd(), libc::SIOCGIFMTU as _)
             .map_err(|error| self.explain("read", &error))?;
         Ok(request.mtu())
     }
@@ -123,7 +123,7 @@ impl LinuxTun {
         let mut request = Request::named(&self.name())?;
         request.0.ifr_ifru.ifru_mtu = libc::c_int::try_from(mtu_bytes).unwrap_or(libc::c_int::MAX);
         request
-            .ioctl(self.control.as_fd(), libc::SIOCSIFMTU)
+            .ioctl(self.control.as_fd(), libc::SIOCSIFMTU as _)
             .map_err(|error| self.explain(&format!("set {mtu_bytes} as"), &error))
     }
 
@@ -251,9 +251,9 @@ impl Request {
         Ok(Self(request))
     }
 
-    fn ioctl(&mut self, fd: BorrowedFd<'_>, operation: u64) -> io::Result<()> {
+    fn ioctl(&mut self, fd: BorrowedFd<'_>, operation: libc::Ioctl) -> io::Result<()> {
         // SAFETY: every operation used here reads and writes one ifreq, which `self` is.
-        check(unsafe { libc::ioctl(fd.as_raw_fd(), operation as _, &raw mut self.0) }).map(drop)
+        check(unsafe { libc::ioctl(fd.as_raw_fd(), operation, &raw mut self.0) }).map(drop)
     }
 
     fn name(&self) -> String {

@@ -5,6 +5,8 @@ mod coalesce;
 mod header;
 mod linux;
 mod offload;
+#[cfg(test)]
+mod sample;
 mod vnet;
 
 use std::io::{self, IoSlice};

@@ -233,7 +233,7 @@ impl Segments {
 /// Finishes a checksum whose field holds the sum of the pseudo header. A sum of zero is written as its equal 0xffff,
 /// because zero means "none" to UDP (RFC 768).
 fn finish(summed: &mut [u8], field: usize) {
-    let sum = super::checksum::Checksum::new().add(summed).complement();
+    let sum = super::checksum::Checksum::new().add_bytes(summed).complement();
     put(summed, field, if sum == [0, 0] { [0xff, 0xff] } else { sum });
 }
 
@@ -245,3 +245,6 @@ fn copy(out: &mut [u8], pieces: &[&[u8]]) -> usize {
     }
     len
 }
+
+#[cfg(test)]
+mod tests;
