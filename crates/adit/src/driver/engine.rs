@@ -1,0 +1,213 @@
+//! The engine thread: feeds the protocol engine and does what it asks for.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_io::carrier::{Port, Transmit, UdpCarrier, UdpConfig};
+use adit_io::sys::LinkMonitor;
+use adit_io::tun::Offload;
+use adit_proto::engine::{Engine, EngineConfig};
+use adit_proto::event::{Command, Notice, Output};
+use adit_proto::forward::Forwarding;
+use crossbeam_channel::{Select, Sender};
+
+use super::clock::{clock, now};
+use super::lane::{Edges, Lane, LaneHandle, Order};
+use super::mailbox::{Inbox, Mailbox};
+use super::outgoing::count_drops;
+use super::{DriverConfig, DriverEvent, Snapshot};
+
+/// What the program asks of the engine thread; the answer goes back through the sender.
+pub(super) enum Request {
+    Apply(Vec<Command>, Sender<()>),
+    Snapshot(Sender<Snapshot>),
+    SetListenPort(u16, Sender<io::Result<()>>),
+    SetFwmark(u32, Sender<io::Result<()>>),
+    Stop,
+}
+
+/// The thread looks at its timers at least this often: a timed wait does not see time pass in suspend.
+const MAX_SLEEP: Duration = Duration::from_secs(5);
+/// Handshake messages taken in before anything else gets its turn.
+const HANDSHAKES_PER_TURN: usize = 32;
+
+pub(super) struct EngineThread {
+    engine: Engine,
+    forwarding: Arc<Forwarding>,
+    port: Port,
+    config: UdpConfig,
+    lanes: Vec<LaneHandle>,
+    inbox: Inbox,
+    events: Sender<DriverEvent>,
+    tun_offload: Offload,
+}
+
+impl EngineThread {
+    /// The thread's state, and the lanes to start.
+    pub(super) fn new(
+        driver: DriverConfig,
+        mailbox: Mailbox,
+        inbox: Inbox,
+        events: Sender<DriverEvent>,
+    ) -> io::Result<(Self, Vec<Lane>)> {
+        let random = Box::new(|bytes: &mut [u8]| {
+            if aws_lc_rs::rand::fill(bytes).is_err() {
+                // Going on without randomness would break every promise of the protocol.
+                std::process::abort();
+            }
+        });
+        let (engine, forwarding) = Engine::new(EngineConfig::default(), random);
+        let config = UdpConfig {
+            port: driver.listen_port,
+            fwmark: Some(driver.fwmark).filter(|&mark| mark != 0),
+            offload: driver.offload,
+            ..UdpConfig::default()
+        };
+        let first = driver.tun.first().ok_or_else(|| io::Error::other("a tunnel needs a TUN queue"))?;
+        forwarding.set_mtu(first.mtu().unwrap_or(1_420));
+        let tun_offload = first.offload();
+        let mut link = LinkMonitor::new(first.index()).ok();
+        let carriers = UdpCarrier::bind_lanes(&config, driver.tun.len())?;
+        let port = clone_of(&carriers)?;
+        let mut lanes = Vec::new();
+        let mut handles = Vec::new();
+        for (tun, carrier) in driver.tun.into_iter().zip(carriers) {
+            let handle = LaneHandle::new()?;
+            handles.push(handle.clone());
+            let forwarding = Arc::clone(&forwarding);
+            let edges = Edges { tun, port: Port::Udp(carrier), link: link.take() };
+            lanes.push(Lane::new(edges, forwarding, mailbox.clone(), handle, events.clone())?);
+        }
+        let thread = Self { engine, forwarding, port, config, lanes: handles, inbox, events, tun_offload };
+        Ok((thread, lanes))
+    }
+
+    pub(super) fn run(mut self) {
+        while self.turn() {
+            self.engine.handle_timeout(clock());
+            self.act();
+        }
+        for lane in &self.lanes {
+            lane.order(Order::Stop);
+        }
+    }
+
+    /// Waits for something and takes it in. False when asked to stop.
+    fn turn(&mut self) -> bool {
+        let sleep = self.engine.next_timeout().map_or(MAX_SLEEP, |at| at.since(now()).min(MAX_SLEEP));
+        let mut select = Select::new();
+        select.recv(&self.inbox.requests);
+        select.recv(&self.inbox.notices);
+        select.recv(&self.inbox.handshakes);
+        if select.ready_timeout(sleep).is_err() {
+            return true;
+        }
+        while let Ok(request) = self.inbox.requests.try_recv() {
+            if !self.answer(request) {
+                return false;
+            }
+        }
+        while let Ok(notice) = self.inbox.notices.try_recv() {
+            self.engine.handle_notice(clock(), notice);
+            self.act();
+        }
+        for _ in 0..HANDSHAKES_PER_TURN {
+            let Ok(datagram) = self.inbox.handshakes.try_recv() else { break };
+            self.engine.handle_notice(clock(), Notice::Handshake(datagram));
+            self.act();
+        }
+        true
+    }
+
+    fn answer(&mut self, request: Request) -> bool {
+        match request {
+            Request::Apply(commands, answer) => {
+                for command in commands {
+                    self.engine.handle_command(clock(), command);
+                }
+                self.act();
+                let _ = answer.send(());
+            }
+            Request::Snapshot(answer) => {
+                let _ = answer.send(self.snapshot());
+            }
+            Request::SetListenPort(port, answer) => {
+                let _ = answer.send(self.set_listen_port(port));
+            }
+            Request::SetFwmark(fwmark, answer) => {
+                let _ = answer.send(self.set_fwmark(fwmark));
+            }
+            Request::Stop => return false,
+        }
+        true
+    }
+
+    /// Does everything the engine asks for.
+    fn act(&mut self) {
+        while let Some(output) = self.engine.poll_output(now()) {
+            match output {
+                Output::Transmit(transmit) => {
+                    let report = self.port.send(&[Transmit {
+                        endpoint: &transmit.endpoint,
+                        ecn: transmit.ecn,
+                        segment_size: transmit.contents.len(),
+                        contents: &transmit.contents,
+                    }]);
+                    count_drops(&report, &self.forwarding);
+                }
+                Output::Event(event) => {
+                    let _ = self.events.try_send(DriverEvent::Protocol(event));
+                }
+            }
+        }
+    }
+
+    fn set_listen_port(&mut self, port: u16) -> io::Result<()> {
+        if port != 0 && port == self.port.local_port() {
+            return Ok(());
+        }
+        let config = UdpConfig { port, ..self.config };
+        let carriers = UdpCarrier::bind_lanes(&config, self.lanes.len())?;
+        self.port = clone_of(&carriers)?;
+        self.config = config;
+        for (lane, carrier) in self.lanes.iter().zip(carriers) {
+            lane.order(Order::UsePort(Port::Udp(carrier)));
+        }
+        Ok(())
+    }
+
+    fn set_fwmark(&mut self, fwmark: u32) -> io::Result<()> {
+        self.port.set_fwmark(fwmark)?;
+        self.config.fwmark = Some(fwmark).filter(|&mark| mark != 0);
+        for lane in &self.lanes {
+            lane.order(Order::Mark(fwmark));
+        }
+        Ok(())
+    }
+
+    fn snapshot(&self) -> Snapshot {
+        let tun = match self.tun_offload {
+            Offload::None => "off",
+            Offload::Checksum => "checksum",
+            Offload::Tcp => "checksum, tcp segmentation",
+            Offload::TcpUdp => "checksum, tcp and udp segmentation",
+        };
+        let udp = if self.config.offload { "segmentation and receive offload" } else { "off" };
+        Snapshot {
+            private_key: self.engine.identity().map(|identity| identity.secret.clone()),
+            listen_port: self.port.local_port(),
+            fwmark: self.config.fwmark.unwrap_or(0),
+            peers: self.engine.peers(now()),
+            drops: self.forwarding.drops.iter().filter(|(_, count)| *count > 0).collect(),
+            lanes: self.lanes.len(),
+            offload: format!("tun: {tun}; udp: {udp}"),
+        }
+    }
+}
+
+/// The engine's own descriptor of the first lane's sockets: what it sends leaves by the port peers know.
+fn clone_of(carriers: &[UdpCarrier]) -> io::Result<Port> {
+    let first = carriers.first().ok_or_else(|| io::Error::other("a tunnel needs a port"))?;
+    first.try_clone().map(Port::Udp)
+}

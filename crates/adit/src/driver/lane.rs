@@ -1,0 +1,383 @@
+//! A lane: one thread that moves packets both ways to completion.
+//!
+//! ```text
+//! TUN ─ read ─ depart ─ segment and seal into the outgoing batch ─ one send ─▶ port
+//! TUN ◀─ one gathered write per run ─ coalesce ◀─ open in place ◀─ receive ─ port
+//! ```
+//!
+//! Nothing is handed to another thread but notices. A batch ends when its source is drained or the batch
+//! is full; nothing waits for a timer.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use adit_io::carrier::{Family, Port, ReceiveBatch};
+use adit_io::poll::{Poller, Waker};
+use adit_io::sys::{LinkEvent, LinkMonitor};
+use adit_io::tun::{Coalescer, INSIDE_MAX, ReadError, Tun};
+use adit_proto::event::Notice;
+use adit_proto::forward::{Departure, Forwarding};
+use adit_proto::icmp::{self, Unreachable};
+use adit_proto::reason::DropReason;
+use crossbeam_channel::Sender;
+
+use super::DriverEvent;
+use super::clock;
+use super::mailbox::Mailbox;
+use super::outgoing::Outgoing;
+
+const TUN: u64 = 0;
+const WAKER: u64 = 1;
+const SOCKET_V4: u64 = 2;
+const SOCKET_V6: u64 = 3;
+const LINK: u64 = 4;
+
+/// Inside packets or superpackets read before the outgoing batch is sent.
+const READS_PER_BATCH: usize = 64;
+/// Slots of 64 KiB for received datagrams.
+const RECEIVE_SLOTS: usize = 16;
+/// Batches of one direction before the other gets its turn.
+const BATCHES_PER_TURN: usize = 4;
+
+/// What the engine thread tells a lane.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Use this port from now on.
+    UsePort(Port),
+    /// Set the firewall mark of the port.
+    Mark(u32),
+    /// End.
+    Stop,
+}
+
+/// The engine thread's handle of a lane.
+#[derive(Clone)]
+pub(super) struct LaneHandle {
+    orders: Arc<Mutex<Vec<Order>>>,
+    waker: Waker,
+}
+
+impl LaneHandle {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self { orders: Arc::default(), waker: Waker::new()? })
+    }
+
+    pub(super) fn order(&self, order: Order) {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
+        self.waker.wake();
+    }
+}
+
+/// What a lane reads from and writes to.
+pub(super) struct Edges {
+    pub(super) tun: Tun,
+    pub(super) port: Port,
+    /// Tells one of the lanes when the MTU of the device changes.
+    pub(super) link: Option<LinkMonitor>,
+}
+
+pub(super) struct Lane {
+    tun: Tun,
+    port: Port,
+    link: Option<LinkMonitor>,
+    forwarding: Arc<Forwarding>,
+    mailbox: Mailbox,
+    handle: LaneHandle,
+    events: Sender<DriverEvent>,
+    poller: Poller,
+    notices: Vec<Notice>,
+    inside: Box<[u8]>,
+    outgoing: Outgoing,
+    incoming: ReceiveBatch,
+    coalescer: Coalescer,
+    truncated: u64,
+    unreachable_budget: UnreachableBudget,
+}
+
+/// Whether the lane goes on.
+enum Flow {
+    Continue,
+    End,
+}
+
+impl Lane {
+    pub(super) fn new(
+        edges: Edges,
+        forwarding: Arc<Forwarding>,
+        mailbox: Mailbox,
+        handle: LaneHandle,
+        events: Sender<DriverEvent>,
+    ) -> io::Result<Self> {
+        let Edges { tun, port, link } = edges;
+        let poller = Poller::new()?;
+        poller.add(&tun, TUN)?;
+        poller.add(&handle.waker, WAKER)?;
+        if let Some(link) = &link {
+            poller.add(link, LINK)?;
+        }
+        let coalescer = Coalescer::new(tun.offload());
+        let lane = Self {
+            tun,
+            port,
+            link,
+            forwarding,
+            mailbox,
+            handle,
+            events,
+            poller,
+            notices: Vec::with_capacity(256),
+            inside: vec![0; INSIDE_MAX].into(),
+            outgoing: Outgoing::new(),
+            incoming: ReceiveBatch::new(RECEIVE_SLOTS),
+            coalescer,
+            truncated: 0,
+            unreachable_budget: UnreachableBudget::default(),
+        };
+        lane.watch_port()?;
+        Ok(lane)
+    }
+
+    /// Runs until told to stop or the device is gone.
+    pub(super) fn run(mut self) {
+        let event = match self.turn_until_end() {
+            Ok(Some(event)) => event,
+            Ok(None) => return,
+            Err(error) => DriverEvent::Failed(format!("a lane stopped: {error}")),
+        };
+        let _ = self.events.send(event);
+    }
+
+    fn turn_until_end(&mut self) -> io::Result<Option<DriverEvent>> {
+        loop {
+            let (mut tun, mut v4, mut v6, mut link, mut woken) = (false, false, false, false, false);
+            for ready in self.poller.wait(None)? {
+                match ready.token {
+                    TUN => tun = true,
+                    SOCKET_V4 => v4 = true,
+                    SOCKET_V6 => v6 = true,
+                    LINK => link = true,
+                    _ => woken = true,
+                }
+            }
+            if woken && matches!(self.take_orders()?, Flow::End) {
+                return Ok(None);
+            }
+            if link {
+                self.follow_link();
+            }
+            while tun || v4 || v6 {
+                if v4 {
+                    v4 = self.receive(Family::V4)?;
+                }
+                if v6 {
+                    v6 = self.receive(Family::V6)?;
+                }
+                if tun {
+                    match self.send() {
+                        Ok(more) => tun = more,
+                        Err(ReadError::System(error)) => return Err(error),
+                        Err(_) => return Ok(Some(DriverEvent::DeviceGone)),
+                    }
+                }
+                if self.handle.has_orders() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Inside to outside. True when the batches ran full before the device was drained.
+    fn send(&mut self) -> Result<bool, ReadError> {
+        for _ in 0..BATCHES_PER_TURN {
+            let drained = self.fill_outgoing();
+            self.flush_outgoing();
+            match drained {
+                Ok(false) => {}
+                Ok(true) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Reads until the device is drained (true) or the outgoing batch is full (false).
+    fn fill_outgoing(&mut self) -> Result<bool, ReadError> {
+        let now = clock::now();
+        for _ in 0..READS_PER_BATCH {
+            if self.outgoing.is_full() {
+                return Ok(false);
+            }
+            match self.tun.read(&mut self.inside) {
+                Ok(None) => return Ok(true),
+                Ok(Some(inside)) => {
+                    let mut departure = self.forwarding.depart(now, inside.header());
+                    if let Departure::Stage(path) = &departure {
+                        let mut segments = inside.segments(&self.inside);
+                        let mut packet = self.outgoing.scratch(segments.stride());
+                        let mut ready = false;
+                        while let Some(len) = segments.next(packet) {
+                            let staged = packet.get(..len).unwrap_or_default();
+                            ready |= !self.forwarding.stage(now, path, staged, &mut self.notices);
+                            packet = self.outgoing.scratch(segments.stride());
+                        }
+                        if !ready {
+                            continue;
+                        }
+                        departure = self.forwarding.depart(now, inside.header());
+                    }
+                    match departure {
+                        Departure::Seal(keypair, endpoint) => {
+                            self.outgoing.seal(
+                                now,
+                                &self.forwarding,
+                                &keypair,
+                                &endpoint,
+                                &inside,
+                                &self.inside,
+                                &mut self.notices,
+                            );
+                        }
+                        Departure::Stage(_) => {}
+                        Departure::Drop(reason) => self.answer_unreachable(now, reason, inside.len()),
+                    }
+                }
+                Err(ReadError::Malformed) => self.forwarding.drops.count(DropReason::MalformedInside),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(false)
+    }
+
+    fn flush_outgoing(&mut self) {
+        self.outgoing.send(&mut self.port, &self.forwarding, &mut self.notices);
+        self.mailbox.deliver(&mut self.notices, &self.forwarding);
+    }
+
+    /// Tells the sender of a packet that goes nowhere, within a budget.
+    fn answer_unreachable(&mut self, now: adit_proto::time::Instant, reason: DropReason, len: usize) {
+        if !matches!(reason, DropReason::NoRoute | DropReason::NoEndpoint) || !self.unreachable_budget.spend(now) {
+            return;
+        }
+        let mut error = [0; 1280];
+        let packet = self.inside.get(..len).unwrap_or_default();
+        if let Some(len) = icmp::unreachable(Unreachable::Host, packet, &mut error) {
+            if self.tun.write(error.get(..len).unwrap_or_default()).is_err() {
+                self.forwarding.drops.count(DropReason::TunFailed);
+            }
+        }
+    }
+
+    /// Outside to inside. True when the batches ran full before the socket was drained.
+    fn receive(&mut self, family: Family) -> io::Result<bool> {
+        for _ in 0..BATCHES_PER_TURN {
+            let slots = self.port.receive(family, &mut self.incoming)?;
+            if slots == 0 {
+                return Ok(false);
+            }
+            let now = clock::now();
+            self.open_incoming(now);
+            let report = self.coalescer.flush(&mut self.tun, self.incoming.memory());
+            self.forwarding.drops.add(DropReason::TunFailed, report.failed);
+            self.mailbox.deliver(&mut self.notices, &self.forwarding);
+            if !self.incoming.is_full() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn open_incoming(&mut self, now: adit_proto::time::Instant) {
+        for slot in 0..self.incoming.len() {
+            let Some(received) = self.incoming.received().get(slot).copied() else { return };
+            for range in received.datagrams() {
+                let start = range.start;
+                let datagram = self.incoming.datagram_mut(range);
+                let inside = self.forwarding.arrive(
+                    now,
+                    &received.endpoint,
+                    received.ecn,
+                    datagram,
+                    &mut self.notices,
+                );
+                if let Some(inside) = inside {
+                    self.coalescer.push(self.incoming.memory(), start + inside.start..start + inside.end);
+                }
+            }
+        }
+        let truncated = self.incoming.truncated();
+        self.forwarding.drops.add(DropReason::MalformedDatagram, truncated - self.truncated);
+        self.truncated = truncated;
+    }
+
+    fn follow_link(&mut self) {
+        let Some(link) = &mut self.link else { return };
+        loop {
+            match link.try_next() {
+                Ok(Some(LinkEvent::Changed { mtu_bytes, .. })) => self.forwarding.set_mtu(mtu_bytes as usize),
+                Ok(Some(LinkEvent::Missed)) => {
+                    if let Ok(mtu_bytes) = self.tun.mtu() {
+                        self.forwarding.set_mtu(mtu_bytes);
+                    }
+                }
+                Ok(Some(LinkEvent::Moved | LinkEvent::Deleted)) | Err(_) => {
+                    self.link = None;
+                    return;
+                }
+                Ok(None) => return,
+            }
+        }
+    }
+
+    fn take_orders(&mut self) -> io::Result<Flow> {
+        self.handle.waker.clear();
+        let orders = std::mem::take(&mut *self.handle.orders.lock().unwrap_or_else(PoisonError::into_inner));
+        for order in orders {
+            match order {
+                Order::UsePort(port) => {
+                    self.port = port;
+                    self.watch_port()?;
+                }
+                Order::Mark(fwmark) => self.port.set_fwmark(fwmark)?,
+                Order::Stop => return Ok(Flow::End),
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn watch_port(&self) -> io::Result<()> {
+        for (family, socket) in self.port.sockets() {
+            let token = match family {
+                Family::V4 => SOCKET_V4,
+                Family::V6 => SOCKET_V6,
+            };
+            self.poller.add(socket, token)?;
+        }
+        Ok(())
+    }
+}
+
+impl LaneHandle {
+    fn has_orders(&self) -> bool {
+        !self.orders.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+/// At most 100 ICMP errors a second leave a lane.
+#[derive(Default)]
+struct UnreachableBudget {
+    second: u64,
+    spent: u32,
+}
+
+impl UnreachableBudget {
+    const PER_SECOND: u32 = 100;
+
+    fn spend(&mut self, now: adit_proto::time::Instant) -> bool {
+        let second = now.as_millis() / 1_000;
+        if second != self.second {
+            *self = Self { second, spent: 0 };
+        }
+        self.spent += 1;
+        self.spent <= Self::PER_SECOND
+    }
+}

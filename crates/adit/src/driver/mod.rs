@@ -1,0 +1,172 @@
+//! Drives the protocol with real clocks, devices and sockets.
+//!
+//! ```text
+//!  program ── requests ──▶ engine thread ◀── notices ── lane threads
+//!                              │  publishes (atomic swaps)    ▲
+//!                              └──────── Forwarding ──────────┘
+//! ```
+//!
+//! One engine thread owns the [`adit_proto::engine::Engine`]; each lane owns a TUN queue and a port.
+
+mod clock;
+mod engine;
+mod lane;
+mod mailbox;
+mod outgoing;
+
+use std::io;
+use std::thread::JoinHandle;
+
+use adit_io::tun::Tun;
+use adit_proto::event::{Command, Event, PeerStatus};
+use adit_proto::key::StaticSecret;
+use adit_proto::reason::DropReason;
+use crossbeam_channel::{Receiver, bounded};
+
+use self::engine::{EngineThread, Request};
+
+pub use self::clock::now;
+
+/// What a driver starts with.
+#[derive(Debug)]
+pub struct DriverConfig {
+    /// One TUN queue for each lane.
+    pub tun: Vec<Tun>,
+    /// The UDP port to listen on; 0 for a random one.
+    pub listen_port: u16,
+    /// The firewall mark of outgoing packets; 0 for none.
+    pub fwmark: u32,
+    /// Whether the sockets use segmentation offload.
+    pub offload: bool,
+}
+
+/// A running tunnel.
+#[derive(Debug)]
+pub struct Driver {
+    requests: crossbeam_channel::Sender<Request>,
+    events: Receiver<DriverEvent>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// News of a driver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DriverEvent {
+    /// The protocol has news.
+    Protocol(Event),
+    /// The TUN device was deleted.
+    DeviceGone,
+    /// Something broke that cannot be mended; the text is for people.
+    Failed(String),
+}
+
+/// The state of a driver at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Our private key.
+    pub private_key: Option<StaticSecret>,
+    /// The UDP port.
+    pub listen_port: u16,
+    /// The firewall mark; 0 for none.
+    pub fwmark: u32,
+    /// Every peer.
+    pub peers: Vec<PeerStatus>,
+    /// Packets dropped by reason; only reasons that happened.
+    pub drops: Vec<(DropReason, u64)>,
+    /// How many lanes run.
+    pub lanes: usize,
+    /// What the TUN device and the sockets leave to the kernel, in words.
+    pub offload: String,
+}
+
+/// How many lanes suit this machine: one on up to two cores, else one for each core, at most eight.
+pub fn lanes_auto() -> usize {
+    match std::thread::available_parallelism().map_or(1, usize::from) {
+        0..=2 => 1,
+        cores => cores.min(8),
+    }
+}
+
+impl Driver {
+    /// Opens the sockets and starts the threads.
+    ///
+    /// # Errors
+    /// When the port is taken or the system is out of something; with text for people.
+    pub fn start(config: DriverConfig) -> io::Result<Self> {
+        let (events_out, events) = bounded(1_024);
+        let (mailbox, inbox) = mailbox::mailbox();
+        let requests = mailbox.requests.clone();
+        let (engine, lanes) = EngineThread::new(config, mailbox, inbox, events_out)?;
+        let mut threads = Vec::new();
+        for (number, lane) in lanes.into_iter().enumerate() {
+            threads.push(std::thread::Builder::new().name(format!("lane-{number}")).spawn(|| lane.run())?);
+        }
+        threads.push(std::thread::Builder::new().name("engine".into()).spawn(|| engine.run())?);
+        Ok(Self { requests, events, threads })
+    }
+
+    /// Changes the configuration; returns when every change is in effect.
+    pub fn apply(&self, commands: Vec<Command>) {
+        self.ask(|answer| Request::Apply(commands, answer));
+    }
+
+    /// The state now. `None` when the driver has ended.
+    pub fn try_snapshot(&self) -> Option<Snapshot> {
+        self.ask(Request::Snapshot)
+    }
+
+    /// The state now; without peers when the driver has ended.
+    pub fn snapshot(&self) -> Snapshot {
+        self.try_snapshot().unwrap_or_else(|| Snapshot {
+            private_key: None,
+            listen_port: 0,
+            fwmark: 0,
+            peers: Vec::new(),
+            drops: Vec::new(),
+            lanes: 0,
+            offload: String::new(),
+        })
+    }
+
+    /// Moves to another UDP port (0: a random one).
+    ///
+    /// # Errors
+    /// When the port is taken; the old one stays in use.
+    pub fn set_listen_port(&self, port: u16) -> io::Result<()> {
+        self.ask(|answer| Request::SetListenPort(port, answer)).unwrap_or_else(|| Err(ended()))
+    }
+
+    /// Sets the firewall mark of outgoing packets; 0 for none.
+    ///
+    /// # Errors
+    /// Without `CAP_NET_ADMIN`.
+    pub fn set_fwmark(&self, fwmark: u32) -> io::Result<()> {
+        self.ask(|answer| Request::SetFwmark(fwmark, answer)).unwrap_or_else(|| Err(ended()))
+    }
+
+    /// News, as it comes. At most 1,024 wait; later ones are dropped until some are taken.
+    pub fn events(&self) -> Receiver<DriverEvent> {
+        self.events.clone()
+    }
+
+    /// Ends every thread and closes device and sockets.
+    pub fn stop(self) {}
+
+    fn ask<T>(&self, request: impl FnOnce(crossbeam_channel::Sender<T>) -> Request) -> Option<T> {
+        let (answer, answered) = bounded(1);
+        self.requests.send(request(answer)).ok()?;
+        answered.recv().ok()
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let _ = self.requests.send(Request::Stop);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn ended() -> io::Error {
+    io::Error::other("the tunnel has ended")
+}
