@@ -1,0 +1,410 @@
+//! `adit up FILE.conf` and `adit down`: a tunnel as a wg-quick file describes it.
+//!
+//! ```text
+//!   resolve names ─► device ─► keys, peers ─► plan (addresses, routes, rules, DNS) ─► first handshake
+//!   down, SIGTERM, or a failure half-way: the same backwards; after SIGKILL: from the journal
+//! ```
+
+mod hook;
+
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use adit_host::{ClientHost, Guard, Plan, RouteTable};
+use adit_io::tun::{Tun, TunConfig};
+use adit_proto::endpoint::Endpoint;
+use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
+use adit_proto::key::PublicKey;
+use anyhow::{Context, anyhow, bail};
+
+use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
+use crate::config::{InterfaceName, Mtu};
+use crate::control::{self, Answer, ControlError, Verb};
+use crate::daemon::{self, PidFile, Readiness, Start};
+use crate::device;
+use crate::driver::{self, DriverConfig};
+use crate::endpoint;
+use crate::gateway::prefix_of;
+use crate::home::Home;
+use crate::instance::{Instance, Wake};
+use crate::log::LogOptions;
+use crate::privilege;
+use crate::socket::PrivateSocket;
+use crate::status::Role;
+
+/// What `adit up` was asked.
+#[derive(Clone, Debug)]
+pub struct UpOptions {
+    /// A wg-quick file; its name without `.conf` names the interface.
+    pub file: PathBuf,
+    /// Stay in the foreground.
+    pub foreground: bool,
+    /// Run the hooks of the file, as root.
+    pub allow_hooks: bool,
+    /// The log. In the background and without a file it goes to `IFNAME.log` in the state directory.
+    pub log: LogOptions,
+}
+
+/// Brings a tunnel up; in the background this returns when it is in effect.
+///
+/// # Errors
+/// The file is wrong, a name does not resolve, or the host refuses; nothing is left behind then.
+pub fn up(home: &Home, options: &UpOptions) -> anyhow::Result<ExitCode> {
+    let interface = interface_of(&options.file)?;
+    let hooks = if options.allow_hooks { Hooks::Allowed } else { Hooks::Refused };
+    let file = WgQuick::load(&options.file, hooks)?;
+    privilege::require_root("up")?;
+    home.create()?;
+    let mut log = options.log.clone();
+    if !options.foreground && log.file.is_none() {
+        log.file = Some(home.state_dir.join(format!("{interface}.log")));
+    }
+    match daemon::start(options.foreground)? {
+        Start::Launched(code) => Ok(code),
+        Start::Run(readiness) => {
+            crate::log::start(&log)?;
+            serve(home, interface.as_str(), file, readiness)
+        }
+    }
+}
+
+fn serve(home: &Home, interface: &str, file: WgQuick, readiness: Readiness) -> anyhow::Result<ExitCode> {
+    let mut client = Client::open(home, interface, file, &readiness)?;
+    let outcome = match client.wait_for_an_answer(&readiness) {
+        Ok(true) => {
+            readiness.ready()?;
+            tracing::info!(interface, "tunnel ready");
+            client.run_until_asked()
+        }
+        Ok(false) => Err(anyhow!("asked to end before the tunnel was up")),
+        Err(error) => Err(error),
+    };
+    let closed = client.close();
+    outcome.and(closed).map(|()| ExitCode::SUCCESS)
+}
+
+/// The interface that a file is named after.
+fn interface_of(file: &Path) -> anyhow::Result<InterfaceName> {
+    let name = file.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let stem = name.strip_suffix(".conf").with_context(|| {
+        format!(
+            "{} does not end with .conf; name the file after the interface, for example adit0.conf",
+            file.display()
+        )
+    })?;
+    stem.parse().map_err(|complaint| anyhow!("{} cannot name the interface: {complaint}", file.display()))
+}
+
+// The order of the fields is the order in which they go when opening fails half-way.
+struct Client {
+    guard: Guard,
+    socket: PrivateSocket,
+    instance: Instance,
+    file: WgQuick,
+    pid_file: PidFile,
+}
+
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+const FIRST_ANSWER: Duration = Duration::from_secs(5);
+const IDLE: Duration = Duration::from_secs(5);
+
+struct Reached {
+    peer: PublicKey,
+    known: Vec<SocketAddr>,
+    current: SocketAddr,
+}
+
+impl Client {
+    fn open(home: &Home, interface: &str, file: WgQuick, readiness: &Readiness) -> anyhow::Result<Self> {
+        daemon::forbid_core_dumps();
+        let signals = daemon::signals()?;
+        let pid_file = PidFile::lock(&control::pid_path(home, interface))?;
+        let journal = control::journal_path(home, interface);
+        device::clean_up_after(&journal)?;
+        device::refuse_existing(interface)?;
+        if file.interface.save_config {
+            readiness.warn("SaveConfig is passed over: adit never writes to the file");
+        }
+        let reached = resolve_all(&file.peers)?;
+        hook::run(&file.interface.hooks, HookTime::PreUp, interface)?;
+
+        let (plan, fwmark) = plan(interface, &file, &reached)?;
+        let tun = Tun::create(&TunConfig {
+            name: Some(interface.to_owned()),
+            queues: driver::lanes_auto(),
+            offload: true,
+        })?;
+        let listen_port = file.interface.listen_port;
+        let driver = device::start(DriverConfig { tun, listen_port, fwmark, offload: true })?;
+        driver.apply(introduction(&file, &reached));
+        let (socket, questions) = control::open(home, interface)?;
+        let mut instance = Instance::new(Role::Client, interface.to_owned(), driver, signals, questions);
+        describe(&mut instance, &file, &plan, &reached);
+        let guard = adit_host::apply(&plan, &journal)?;
+        hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
+        instance.driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
+        Ok(Self { guard, socket, instance, file, pid_file })
+    }
+
+    /// Whether to go on; a tunnel without an answer so far stays up, as with wg-quick.
+    fn wait_for_an_answer(&mut self, readiness: &Readiness) -> anyhow::Result<bool> {
+        let Some(peer) = self.file.peers.iter().find(|peer| peer.endpoint.is_some()) else { return Ok(true) };
+        let advice = no_answer(peer);
+        let deadline = Instant::now() + FIRST_ANSWER;
+        while !self.instance.endpoints_changed {
+            if Instant::now() > deadline {
+                readiness.warn(&advice);
+                break;
+            }
+            match self.instance.wait(Duration::from_millis(20)) {
+                Wake::Tick => {}
+                Wake::Stop => return Ok(false),
+                Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
+                Wake::Reload(asked) => refuse_reload(asked),
+            }
+        }
+        Ok(true)
+    }
+
+    fn run_until_asked(&mut self) -> anyhow::Result<()> {
+        loop {
+            match self.instance.wait(IDLE) {
+                Wake::Stop => return Ok(()),
+                Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
+                Wake::Tick => self.instance.endpoints.ask_for_missing(),
+                Wake::Reload(asked) => refuse_reload(asked),
+            }
+        }
+    }
+
+    fn close(self) -> anyhow::Result<()> {
+        let Self { guard, socket, instance, file, pid_file } = self;
+        let hooks = &file.interface.hooks;
+        warn_about(hook::run(hooks, HookTime::PreDown, &instance.interface));
+        drop(socket);
+        let undone = guard.undo();
+        let interface = instance.interface.clone();
+        instance.driver.stop();
+        warn_about(hook::run(hooks, HookTime::PostDown, &interface));
+        drop(pid_file);
+        tracing::info!(interface, "tunnel down");
+        undone.map(drop).context("the host could not be put back completely; `adit down` tries again")
+    }
+}
+
+fn warn_about(outcome: anyhow::Result<()>) {
+    if let Err(error) = outcome {
+        tracing::warn!("{error:#}");
+    }
+}
+
+fn refuse_reload(asked: Option<control::Asked>) {
+    let reason = "a tunnel of a .conf file is not read again while it is up; use `adit down` and `adit up`";
+    match asked {
+        Some(asked) => asked.answer(Answer::Failed(reason.to_owned())),
+        None => tracing::warn!("{reason}"),
+    }
+}
+
+fn no_answer(peer: &PeerSection) -> String {
+    let place = peer.endpoint.as_ref().map(ToString::to_string).unwrap_or_default();
+    let port = peer.endpoint.as_ref().map_or(0, |endpoint| endpoint.port);
+    format!(
+        "no answer from {place} in {} s; the tunnel stays up and keeps trying. Check that the gateway runs, \
+         that UDP port {port} is open on the way to it, that each side has the public key (and preshared key) \
+         of the other, and that both pin the suite {}",
+        FIRST_ANSWER.as_secs(),
+        peer.suite
+    )
+}
+
+/// Names are resolved while the routes still lead to the resolver.
+fn resolve_all(peers: &[PeerSection]) -> anyhow::Result<Vec<Reached>> {
+    let mut reached = Vec::new();
+    for peer in peers {
+        let Some(name) = &peer.endpoint else { continue };
+        let known = endpoint::resolve(name, RESOLVE_TIMEOUT)?;
+        let current = endpoint::preferred(&known).with_context(|| format!("{name} has no address"))?;
+        reached.push(Reached { peer: peer.public_key, known, current });
+    }
+    Ok(reached)
+}
+
+/// The plan, and the mark that keeps our own packets out of the tunnel (0 when nothing would capture them).
+fn plan(interface: &str, file: &WgQuick, reached: &[Reached]) -> anyhow::Result<(Plan, u32)> {
+    let section = &file.interface;
+    let chosen = section.fwmark.and_then(NonZeroU32::new);
+    let fwmark = match chosen {
+        Some(mark) => mark,
+        None => NonZeroU32::new(adit_host::find_free_table(FIRST_TABLE)?).context("table 0 is no table")?,
+    };
+    let endpoints: Vec<IpAddr> = reached.iter().flat_map(|it| &it.known).map(SocketAddr::ip).collect();
+    let in_use: Vec<IpAddr> = reached.iter().map(|it| it.current.ip()).collect();
+    let mtu_bytes = match section.mtu {
+        Mtu::Bytes(bytes) => bytes.into(),
+        Mtu::Auto => adit_host::auto_mtu(&in_use, fwmark.get())?,
+    };
+    let plan = adit_host::client_plan(&ClientHost {
+        link: interface.to_owned(),
+        addresses: section.addresses.clone(),
+        mtu_bytes,
+        allowed_ips: file.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect(),
+        table: match section.table {
+            Table::Auto => RouteTable::Auto,
+            Table::Off => RouteTable::Off,
+            Table::Number(table) => RouteTable::Number(table),
+        },
+        fwmark,
+        rule_priority: adit_host::find_free_priority(2)?,
+        dns_servers: section.dns.clone(),
+        dns_search: section.search_domains.clone(),
+        endpoints,
+    });
+    let needed = chosen.is_some() || !plan.rules.is_empty();
+    Ok((plan, if needed { fwmark.get() } else { 0 }))
+}
+
+/// wg-quick's first choice.
+const FIRST_TABLE: u32 = 51820;
+
+fn introduction(file: &WgQuick, reached: &[Reached]) -> Vec<Command> {
+    let mut commands = vec![Command::SetPrivateKey(Some(file.interface.private_key.clone()))];
+    for peer in &file.peers {
+        let mut update = PeerUpdate::new(peer.public_key);
+        update.suite = Some(peer.suite);
+        update.preshared_key.clone_from(&peer.preshared_key);
+        update.endpoint =
+            reached.iter().find(|it| it.peer == peer.public_key).map(|it| Endpoint::udp(it.current));
+        update.persistent_keepalive_secs = Some(peer.persistent_keepalive_secs);
+        update.replace_allowed_ips = true;
+        update.allowed_ips =
+            peer.allowed_ips.iter().filter_map(prefix_of).map(AllowedIpChange::Add).collect();
+        commands.push(Command::SetPeer(update));
+    }
+    commands
+}
+
+fn describe(instance: &mut Instance, file: &WgQuick, plan: &Plan, reached: &[Reached]) {
+    instance.mtu_bytes = plan.links.iter().find_map(|link| link.mtu_bytes).unwrap_or_default();
+    instance.addresses = file.interface.addresses.iter().map(ToString::to_string).collect();
+    let names = file.peers.iter().map(|peer| (peer.public_key, peer.name.as_ref().map(ToString::to_string)));
+    instance.name_peers(names);
+    for peer in &file.peers {
+        let Some(name) = peer.endpoint.clone().filter(|name| name.address().is_none()) else { continue };
+        if let Some(it) = reached.iter().find(|it| it.peer == peer.public_key) {
+            instance.endpoints.watch(it.peer, name, it.known.clone(), Some(it.current));
+        }
+    }
+}
+
+/// Ends the instance of `name` (an interface or a `.conf` file; the only one there is when not given) and
+/// puts the host back, from the journal when its process was killed.
+///
+/// # Errors
+/// Nothing is up, or the host could not be put back.
+pub fn down(home: &Home, name: Option<&str>) -> anyhow::Result<ExitCode> {
+    privilege::require_root("down")?;
+    let interface = match name {
+        Some(name) if name.ends_with(".conf") => interface_of(Path::new(name))?.to_string(),
+        Some(name) => name.to_owned(),
+        None => the_only_one(home)?,
+    };
+    let pid_path = control::pid_path(home, &interface);
+    match control::request(home, &interface, Verb::Down) {
+        Ok(Answer::Stopping) => {}
+        Ok(other) => bail!("{interface} was asked to end and said {other:?}"),
+        Err(ControlError::NotRunning { .. }) => {
+            if let Some(pid) = PidFile::holder(&pid_path) {
+                bail!("process {pid} runs {interface} and does not answer; end it with `kill {pid}`");
+            }
+            return clean_up(home, &interface);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    while let Some(pid) = PidFile::holder(&pid_path) {
+        if Instant::now() > deadline {
+            bail!(
+                "process {pid} of {interface} did not end in {} s; end it with `kill -9 {pid}`, \
+                 then run `adit down` again",
+                STOP_TIMEOUT.as_secs()
+            );
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    device::clean_up_after(&control::journal_path(home, &interface))?;
+    eprintln!("{interface} is down");
+    Ok(ExitCode::SUCCESS)
+}
+
+const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+
+fn the_only_one(home: &Home) -> anyhow::Result<String> {
+    let mut names = control::interfaces(home)?;
+    names.extend(control::journals(home)?);
+    names.sort();
+    names.dedup();
+    match names.as_slice() {
+        [name] => Ok(name.clone()),
+        [] => bail!("nothing is up here; `adit up FILE.conf{}` brings a tunnel up", home.flag()),
+        names => bail!("several are up: {}; name one: `adit down {}`", names.join(", "), names[0]),
+    }
+}
+
+fn clean_up(home: &Home, interface: &str) -> anyhow::Result<ExitCode> {
+    let journal = control::journal_path(home, interface);
+    let socket = control::socket_path(home, interface);
+    if !journal.exists() && !socket.exists() {
+        bail!("{interface} is not up; `adit status{}` lists what is", home.flag());
+    }
+    let report = device::clean_up_after(&journal)?;
+    for leftover in [socket, control::pid_path(home, interface)] {
+        let _ = std::fs::remove_file(leftover);
+    }
+    eprintln!("{interface} had been killed; {} changes to this host were undone", report.undone.len());
+    for line in report.left_alone.iter().chain(&report.warnings) {
+        eprintln!("warning: {line}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_names_its_interface() {
+        assert_eq!(interface_of(Path::new("/etc/x/home.conf")).unwrap().as_str(), "home");
+        for bad in ["home", "a b.conf", ".conf", "sixteen-letters-x.conf", "x/..conf"] {
+            assert!(interface_of(Path::new(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn down_without_a_name_needs_exactly_one_to_mean() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::new(Some(directory.path())).unwrap();
+        home.create().unwrap();
+        assert!(the_only_one(&home).unwrap_err().to_string().contains("nothing is up"));
+        std::fs::write(home.run_dir.join("a.sock"), "").unwrap();
+        std::fs::write(home.state_dir.join("a.journal"), "").unwrap();
+        assert_eq!(the_only_one(&home).unwrap(), "a");
+        std::fs::write(home.run_dir.join("b.sock"), "").unwrap();
+        assert!(the_only_one(&home).unwrap_err().to_string().contains("a, b"));
+    }
+
+    #[test]
+    fn a_silent_gateway_is_explained() {
+        let text = "[Interface]\nPrivateKey = eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\n\
+                    [Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nEndpoint = vpn.example.org:4500\n";
+        let source = crate::config::Source::new("x.conf", text);
+        let file = WgQuick::parse(&source, Hooks::Refused).unwrap();
+        let advice = no_answer(&file.peers[0]);
+        for part in ["vpn.example.org:4500", "UDP port 4500", "chacha20-poly1305"] {
+            assert!(advice.contains(part), "{advice}");
+        }
+    }
+}

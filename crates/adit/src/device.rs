@@ -1,0 +1,58 @@
+//! Before and after a tunnel device: leftovers of a killed process, names that are taken, errors for people.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use adit_host::Report;
+use anyhow::{Context, anyhow, bail};
+
+use crate::driver::{Driver, DriverConfig};
+
+/// Undoes what a process that was killed left behind, by its journal.
+///
+/// # Errors
+/// Something could not be put back; it stays in the journal.
+pub fn clean_up_after(journal: &Path) -> anyhow::Result<Report> {
+    let report = adit_host::undo_journal(journal).context("cannot put back what an earlier run changed")?;
+    for line in &report.undone {
+        tracing::info!("an earlier run was killed; undid {line}");
+    }
+    for line in report.left_alone.iter().chain(&report.warnings) {
+        tracing::warn!("{line}");
+    }
+    Ok(report)
+}
+
+/// Refuses a name that an interface has already.
+///
+/// # Errors
+/// It is taken, or the system does not say.
+pub fn refuse_existing(interface: &str) -> anyhow::Result<()> {
+    if adit_host::link_exists(interface)? {
+        bail!(
+            "there is an interface {interface} already and it is not ours; remove it with \
+             `ip link delete {interface}`, or choose another name"
+        );
+    }
+    Ok(())
+}
+
+/// Starts the driver, saying which port was the trouble when one was.
+///
+/// # Errors
+/// The port is taken, or the system refuses.
+pub fn start(config: DriverConfig) -> anyhow::Result<Driver> {
+    let port = config.listen_port;
+    Driver::start(config).map_err(|error| match error.kind() {
+        ErrorKind::AddrInUse => anyhow!(port_taken(port)),
+        _ => anyhow!("cannot start carrying packets: {error}"),
+    })
+}
+
+/// What to tell about a port that another program has.
+pub fn port_taken(port: u16) -> String {
+    format!(
+        "UDP port {port} is taken by another program (`ss -lunp sport = :{port}` shows which); \
+         stop that one, or choose another port"
+    )
+}

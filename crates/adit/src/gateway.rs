@@ -1,0 +1,301 @@
+//! `adit gateway`: the side that peers connect to, and through which they reach each other and the network.
+//!
+//! ```text
+//!   adit.toml ─► Config ─┬─► Driver: keys, peers                        (packets)
+//!                        └─► Plan ─► Guard ─► journal  (addresses, forwarding, firewall)
+//!
+//!   reload: the difference goes to the driver, the new plan to the guard; other sessions stay
+//! ```
+
+mod peers;
+
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use adit_host::{GatewayHost, Guard, Listener, Plan, Transport};
+use adit_io::tun::{Tun, TunConfig};
+use adit_proto::endpoint::Endpoint;
+use adit_proto::event::Command;
+use adit_proto::key::PublicKey;
+use anyhow::{Context, anyhow, bail};
+
+use crate::config::{Config, Lanes, Layers, Mtu, Offload};
+use crate::control::{self, Answer, Changes};
+use crate::daemon::{self, PidFile, Start};
+use crate::device;
+use crate::driver::{self, DriverConfig};
+use crate::heard::{Heard, HeardFile, SESSION_SECS};
+use crate::home::Home;
+use crate::instance::{Instance, Wake, unix_secs};
+use crate::privilege;
+use crate::socket::PrivateSocket;
+use crate::status::Role;
+
+pub use peers::prefix_of;
+
+/// Runs the gateway of `home` in the foreground until SIGTERM, SIGINT or `adit down`.
+///
+/// # Errors
+/// The configuration is wrong, another one runs, or the host refuses; nothing is left behind then.
+pub fn run(home: &Home, layers: &Layers) -> anyhow::Result<ExitCode> {
+    privilege::require_root("gateway")?;
+    let config = Config::load(home, layers)?;
+    home.create()?;
+    let Start::Run(readiness) = daemon::start(true)? else { return Ok(ExitCode::SUCCESS) };
+    crate::log::start(&config.log)?;
+    let mut gateway = Gateway::open(home, layers, config)?;
+    readiness.ready()?;
+    tracing::info!(interface = gateway.instance.interface, "gateway ready");
+    let outcome = gateway.run_until_asked();
+    daemon::notify_service_manager("STOPPING=1");
+    let closed = gateway.close();
+    outcome.and(closed).map(|()| ExitCode::SUCCESS)
+}
+
+// The order of the fields is the order in which they go when opening fails half-way: the host is put
+// back while the device is there, and the pid file is the last.
+struct Gateway {
+    guard: Guard,
+    socket: PrivateSocket,
+    instance: Instance,
+    home: Home,
+    layers: Layers,
+    config: Config,
+    heard: HeardFile,
+    to_greet: Vec<PublicKey>,
+    pid_file: PidFile,
+}
+
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Fifty handshakes a second: a restarted gateway with thousands of peers neither floods nor stalls.
+const GREETINGS_AT_ONCE: usize = 5;
+const GREETING_PAUSE: Duration = Duration::from_millis(100);
+
+/// Settings that a reload puts in effect; the others need a restart.
+const LIVE: &[&str] = &[
+    "gateway.listen",
+    "gateway.endpoint",
+    "gateway.private_key",
+    "gateway.network",
+    "gateway.network6",
+    "gateway.mtu",
+    "gateway.fwmark",
+    "gateway.masquerade",
+    "gateway.client_to_client",
+];
+
+impl Gateway {
+    fn open(home: &Home, layers: &Layers, config: Config) -> anyhow::Result<Self> {
+        daemon::forbid_core_dumps();
+        let signals = daemon::signals()?;
+        let interface = config.gateway.interface.to_string();
+        let pid_file = PidFile::lock(&control::pid_path(home, &interface))?;
+        let journal = control::journal_path(home, &interface);
+        device::clean_up_after(&journal)?;
+        device::refuse_existing(&interface)?;
+
+        let offload = config.gateway.offload == Offload::Auto;
+        let queues = match config.gateway.lanes {
+            Lanes::Auto => driver::lanes_auto(),
+            Lanes::Count(count) => usize::from(count.get()),
+        };
+        let tun = Tun::create(&TunConfig { name: Some(interface.clone()), queues, offload })?;
+        let listen_port = config.gateway.listen_port;
+        let driver =
+            device::start(DriverConfig { tun, listen_port, fwmark: config.gateway.fwmark, offload })?;
+
+        let (heard, before) = HeardFile::load(home.state_dir.join("endpoints.json"));
+        let (socket, questions) = control::open(home, &interface)?;
+        let mut instance = Instance::new(Role::Gateway, interface, driver, signals, questions);
+        let mtu_bytes = mtu_of(&config)?;
+        let port = instance.driver.snapshot().listen_port;
+        let guard = adit_host::apply(&plan(&config, port, mtu_bytes), &journal)?;
+        let to_greet = introduce_peers(&instance, &config, &before);
+        describe(&mut instance, &config, mtu_bytes);
+        Ok(Self {
+            guard,
+            socket,
+            instance,
+            home: home.clone(),
+            layers: layers.clone(),
+            config,
+            heard,
+            to_greet,
+            pid_file,
+        })
+    }
+
+    fn run_until_asked(&mut self) -> anyhow::Result<()> {
+        loop {
+            let patience = if self.to_greet.is_empty() { IDLE } else { GREETING_PAUSE };
+            match self.instance.wait(patience) {
+                Wake::Stop => return Ok(()),
+                Wake::Failed(reason) => bail!("the gateway ends: {reason}"),
+                Wake::Tick => {
+                    self.greet_some();
+                    self.instance.endpoints.ask_for_missing();
+                }
+                Wake::Reload(asked) => {
+                    let outcome = self.reload();
+                    match &outcome {
+                        Ok(changes) => tracing::info!("configuration read again: {changes}"),
+                        Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
+                    }
+                    if let Some(asked) = asked {
+                        let failed = |error: anyhow::Error| Answer::Failed(format!("{error:#}"));
+                        asked.answer(outcome.map_or_else(failed, Answer::Reloaded));
+                    }
+                }
+            }
+            if self.instance.endpoints_changed {
+                let peers = self.instance.driver.snapshot().peers;
+                self.instance.endpoints_changed = !self.heard.save(&peers, false);
+            }
+        }
+    }
+
+    /// Peers that had a session a moment ago still send under its keys: a handshake from here spares
+    /// them the 15 seconds after which they would notice.
+    fn greet_some(&mut self) {
+        let count = self.to_greet.len().min(GREETINGS_AT_ONCE);
+        let some: Vec<_> = self.to_greet.drain(..count).map(Command::Initiate).collect();
+        if !some.is_empty() {
+            self.instance.driver.apply(some);
+        }
+    }
+
+    fn reload(&mut self) -> anyhow::Result<Changes> {
+        let new = Config::load(&self.home, &self.layers)?;
+        if new.gateway.interface != self.config.gateway.interface {
+            bail!("the name of the interface changed; restart the gateway for that");
+        }
+        let needs_restart =
+            changed_settings(&self.config, &new).filter(|key| !LIVE.contains(&key.as_str())).collect();
+        let mtu_bytes = mtu_of(&new)?;
+        self.change_socket(&new)?;
+        let port = self.instance.driver.snapshot().listen_port;
+        if let Err(error) = self.guard.change_to(&plan(&new, port, mtu_bytes)) {
+            return Err(self.back_after(error.into()));
+        }
+
+        let mut commands = Vec::new();
+        if new.gateway.private_key != self.config.gateway.private_key {
+            commands.push(Command::SetPrivateKey(Some(new.gateway.private_key.clone())));
+        }
+        let (differing, changes) = peers::difference(&self.config.peers, &new.peers);
+        commands.extend(differing);
+        self.instance.driver.apply(commands);
+        describe(&mut self.instance, &new, mtu_bytes);
+        self.config = new;
+        Ok(Changes { needs_restart, ..changes })
+    }
+
+    fn change_socket(&self, new: &Config) -> anyhow::Result<()> {
+        let (old, new) = (&self.config.gateway, &new.gateway);
+        if new.listen_port != old.listen_port {
+            self.instance.driver.set_listen_port(new.listen_port).map_err(|error| match error.kind() {
+                std::io::ErrorKind::AddrInUse => anyhow!(device::port_taken(new.listen_port)),
+                _ => anyhow!("cannot listen on UDP port {}: {error}", new.listen_port),
+            })?;
+        }
+        if new.fwmark != old.fwmark {
+            self.instance.driver.set_fwmark(new.fwmark).context("cannot mark outside packets")?;
+        }
+        Ok(())
+    }
+
+    /// The host refused the new plan: the socket and the host go back to the configuration in effect.
+    fn back_after(&mut self, error: anyhow::Error) -> anyhow::Error {
+        let old = &self.config.gateway;
+        let _ = self.instance.driver.set_listen_port(old.listen_port);
+        let _ = self.instance.driver.set_fwmark(old.fwmark);
+        let port = self.instance.driver.snapshot().listen_port;
+        match self.guard.change_to(&plan(&self.config, port, self.instance.mtu_bytes)) {
+            Ok(_) => error,
+            Err(worse) => error.context(format!("and the former plan could not be put back: {worse}")),
+        }
+    }
+
+    fn close(self) -> anyhow::Result<()> {
+        let Self { guard, socket, instance, mut heard, pid_file, .. } = self;
+        drop(socket);
+        heard.save(&instance.driver.snapshot().peers, true);
+        let undone = guard.undo();
+        instance.driver.stop();
+        drop(pid_file);
+        tracing::info!("gateway stopped");
+        undone.map(drop).context("the host could not be put back completely")
+    }
+}
+
+/// Gives every peer to the driver; returns those that had a session a moment ago.
+fn introduce_peers(instance: &Instance, config: &Config, before: &[Heard]) -> Vec<PublicKey> {
+    let now = unix_secs(SystemTime::now());
+    let mut commands = vec![Command::SetPrivateKey(Some(config.gateway.private_key.clone()))];
+    let mut to_greet = Vec::new();
+    for peer in config.peers.iter().filter(|peer| peer.enabled) {
+        let mut update = peers::introduce(peer);
+        let recent = before.iter().find(|heard| {
+            heard.peer == peer.public_key && now.saturating_sub(heard.at_unix_secs) <= SESSION_SECS
+        });
+        if let Some(heard) = recent {
+            update.endpoint = Some(Endpoint::udp(heard.endpoint));
+            to_greet.push(peer.public_key);
+        }
+        commands.push(Command::SetPeer(update));
+    }
+    instance.driver.apply(commands);
+    to_greet
+}
+
+/// What `status` tells, and which names are resolved.
+fn describe(instance: &mut Instance, config: &Config, mtu_bytes: u32) {
+    instance.mtu_bytes = mtu_bytes;
+    instance.addresses = config.gateway.addresses().iter().map(ToString::to_string).collect();
+    let enabled = || config.peers.iter().filter(|peer| peer.enabled);
+    instance.name_peers(enabled().map(|peer| (peer.public_key, Some(peer.name.to_string()))));
+    let named: std::collections::HashMap<_, _> = enabled()
+        .filter_map(|peer| {
+            Some((peer.public_key, peer.endpoint.clone().filter(|it| it.address().is_none())?))
+        })
+        .collect();
+    instance.endpoints.retain(|peer, name| named.get(peer) == Some(name));
+    for (peer, name) in named {
+        if !instance.endpoints.watches(&peer) {
+            instance.endpoints.watch(peer, name, Vec::new(), None);
+        }
+    }
+    instance.endpoints.ask_for_missing();
+}
+
+fn mtu_of(config: &Config) -> anyhow::Result<u32> {
+    match config.gateway.mtu {
+        Mtu::Bytes(bytes) => Ok(bytes.into()),
+        Mtu::Auto => Ok(adit_host::auto_mtu(&[], config.gateway.fwmark)?),
+    }
+}
+
+fn plan(config: &Config, port: u16, mtu_bytes: u32) -> Plan {
+    let gateway = &config.gateway;
+    let behind = config.peers.iter().filter(|peer| peer.enabled).flat_map(|peer| &peer.extra_allowed_ips);
+    adit_host::gateway_plan(&GatewayHost {
+        link: gateway.interface.to_string(),
+        addresses: gateway.addresses(),
+        mtu_bytes,
+        routes: behind.copied().collect(),
+        listeners: vec![Listener { transport: Transport::Udp, port }],
+        masquerade: gateway.masquerade,
+        client_to_client: gateway.client_to_client,
+        denied: Vec::new(),
+        only_tunnel_forwards: false,
+        links_accepting_ra: adit_host::links_accepting_router_advertisements(),
+    })
+}
+
+fn changed_settings<'a>(old: &'a Config, new: &'a Config) -> impl Iterator<Item = String> + 'a {
+    new.settings.iter().filter_map(|setting| {
+        let before = old.settings.iter().find(|it| it.key == setting.key);
+        (before.map(|it| &it.value) != Some(&setting.value)).then(|| setting.key.clone())
+    })
+}

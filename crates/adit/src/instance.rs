@@ -1,0 +1,248 @@
+//! A running gateway or client: who it is, and what wakes it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use adit_proto::event::{Command, Event, PeerStatus, PeerUpdate};
+use adit_proto::key::PublicKey;
+use crossbeam_channel::{Receiver, select};
+
+use crate::control::{Answer, Asked, Verb};
+use crate::daemon::Signal;
+use crate::driver::{Driver, DriverEvent};
+use crate::endpoint::{self, Endpoints};
+use crate::keys;
+use crate::status::{PeerReport, Report, Role};
+
+/// What an instance must act on; everything else it has dealt with itself.
+#[derive(Debug)]
+pub enum Wake {
+    /// Asked to end.
+    Stop,
+    /// Asked to read the configuration again, and perhaps to answer what came of it.
+    Reload(Option<Asked>),
+    /// The time is over.
+    Tick,
+    /// It cannot go on, for this reason.
+    Failed(String),
+}
+
+/// A running gateway or client.
+#[derive(Debug)]
+pub struct Instance {
+    /// What it does.
+    pub role: Role,
+    /// Its device.
+    pub interface: String,
+    /// Its inside addresses as `status` prints them.
+    pub addresses: Vec<String>,
+    /// The largest inside packet.
+    pub mtu_bytes: u32,
+    /// The packets.
+    pub driver: Driver,
+    /// The peers that are configured by name.
+    pub endpoints: Endpoints,
+    /// Set whenever a peer is heard at another endpoint, or anew.
+    pub endpoints_changed: bool,
+    names: HashMap<PublicKey, (usize, Option<String>)>,
+    since: SystemTime,
+    signals: Receiver<Signal>,
+    questions: Receiver<Asked>,
+    events: Receiver<DriverEvent>,
+    answers: Receiver<endpoint::Answer>,
+}
+
+impl Instance {
+    /// An instance that listens to signals, questions on its control socket, and its driver.
+    pub fn new(
+        role: Role,
+        interface: String,
+        driver: Driver,
+        signals: Receiver<Signal>,
+        questions: Receiver<Asked>,
+    ) -> Self {
+        let endpoints = Endpoints::default();
+        Self {
+            role,
+            interface,
+            addresses: Vec::new(),
+            mtu_bytes: 0,
+            endpoints_changed: false,
+            names: HashMap::new(),
+            since: SystemTime::now(),
+            signals,
+            questions,
+            events: driver.events(),
+            answers: endpoints.answers(),
+            endpoints,
+            driver,
+        }
+    }
+
+    /// The peers with their names, in the order in which `status` lists them.
+    pub fn name_peers(&mut self, peers: impl IntoIterator<Item = (PublicKey, Option<String>)>) {
+        self.names = peers.into_iter().enumerate().map(|(at, (key, name))| (key, (at, name))).collect();
+    }
+
+    /// The name of a peer for people.
+    pub fn name_of(&self, peer: &PublicKey) -> String {
+        match self.names.get(peer) {
+            Some((_, Some(name))) => name.clone(),
+            _ => keys::public_text(peer),
+        }
+    }
+
+    /// Deals with what happens until there is something to act on, or `limit` is over.
+    pub fn wait(&mut self, limit: Duration) -> Wake {
+        let deadline = Instant::now() + limit;
+        loop {
+            let wake = select! {
+                recv(self.signals) -> signal => match signal {
+                    Ok(Signal::Reload) => Some(Wake::Reload(None)),
+                    Ok(Signal::Stop) | Err(_) => Some(Wake::Stop),
+                },
+                recv(self.questions) -> asked => match asked {
+                    Ok(asked) => self.answer(asked),
+                    Err(_) => Some(Wake::Failed("the control socket closed".to_owned())),
+                },
+                recv(self.events) -> event => match event {
+                    Ok(event) => self.happened(event),
+                    Err(_) => Some(Wake::Failed("the packet engine ended".to_owned())),
+                },
+                recv(self.answers) -> answer => {
+                    self.resolved(answer.ok());
+                    None
+                }
+                default(deadline.saturating_duration_since(Instant::now())) => Some(Wake::Tick),
+            };
+            if let Some(wake) = wake {
+                return wake;
+            }
+        }
+    }
+
+    fn answer(&mut self, asked: Asked) -> Option<Wake> {
+        match asked.verb {
+            Verb::Status => {
+                asked.answer(Answer::Status(Box::new(self.report())));
+                None
+            }
+            Verb::Reload => Some(Wake::Reload(Some(asked))),
+            Verb::Down => {
+                asked.answer(Answer::Stopping);
+                Some(Wake::Stop)
+            }
+        }
+    }
+
+    fn happened(&mut self, event: DriverEvent) -> Option<Wake> {
+        match event {
+            DriverEvent::DeviceGone => {
+                Some(Wake::Failed(format!("the device {} was removed", self.interface)))
+            }
+            DriverEvent::Failed(reason) => Some(Wake::Failed(reason)),
+            DriverEvent::Protocol(event) => {
+                self.note(&event);
+                None
+            }
+        }
+    }
+
+    fn note(&mut self, event: &Event) {
+        match event {
+            Event::SessionEstablished { peer, endpoint, handshake_time } => {
+                let name = self.name_of(peer);
+                let endpoint = endpoint.remote;
+                match handshake_time {
+                    Some(took) => {
+                        tracing::info!(peer = name, %endpoint, "session established in {} ms", took.as_millis());
+                    }
+                    None => tracing::info!(peer = name, %endpoint, "session established"),
+                }
+                self.endpoints.heard(peer, endpoint);
+                self.endpoints_changed = true;
+            }
+            Event::Roamed { peer, endpoint } => {
+                let endpoint = endpoint.remote;
+                tracing::info!(peer = self.name_of(peer), %endpoint, "peer moved");
+                self.endpoints.heard(peer, endpoint);
+                self.endpoints_changed = true;
+            }
+            Event::EndpointSilent { peer, attempts } => {
+                tracing::debug!(peer = self.name_of(peer), attempts, "no answer to handshakes so far");
+                self.endpoints.silent(peer);
+            }
+            Event::HandshakeGaveUp { peer } => {
+                tracing::warn!(
+                    peer = self.name_of(peer),
+                    "no answer to handshakes for 90 s; waiting for traffic"
+                );
+                self.endpoints.silent(peer);
+            }
+            Event::KeysErased { peer } => {
+                tracing::debug!(peer = self.name_of(peer), "session keys of an idle peer erased");
+            }
+        }
+    }
+
+    fn resolved(&mut self, answer: Option<endpoint::Answer>) {
+        let Some((peer, address)) = answer.and_then(|answer| self.endpoints.answered(answer)) else { return };
+        tracing::info!(peer = self.name_of(&peer), %address, "trying another endpoint");
+        let mut update = PeerUpdate::new(peer);
+        update.update_only = true;
+        update.endpoint = Some(adit_proto::endpoint::Endpoint::udp(address));
+        self.driver.apply(vec![Command::SetPeer(update), Command::Initiate(peer)]);
+    }
+
+    /// How it is now.
+    pub fn report(&self) -> Report {
+        let mut device = self.driver.snapshot();
+        let place = |peer: &PeerStatus| {
+            (self.names.get(&peer.public_key).map_or(usize::MAX, |(at, _)| *at), peer.public_key)
+        };
+        device.peers.sort_by_key(place);
+        Report {
+            role: self.role,
+            interface: self.interface.clone(),
+            pid: std::process::id(),
+            since_unix_secs: unix_secs(self.since),
+            public_key: device.private_key.as_ref().map(|secret| keys::public_text(&secret.public_key())),
+            addresses: self.addresses.clone(),
+            listen_port: device.listen_port,
+            mtu_bytes: self.mtu_bytes,
+            lanes: device.lanes,
+            offload: device.offload,
+            peers: device.peers.iter().map(|peer| self.peer_report(peer)).collect(),
+            drops: device
+                .drops
+                .iter()
+                .filter(|(_, count)| *count > 0)
+                .map(|(reason, count)| (reason.label().to_owned(), *count))
+                .collect::<BTreeMap<_, _>>(),
+        }
+    }
+
+    fn peer_report(&self, peer: &PeerStatus) -> PeerReport {
+        let now = unix_secs(SystemTime::now());
+        PeerReport {
+            public_key: keys::public_text(&peer.public_key),
+            name: self.names.get(&peer.public_key).and_then(|(_, name)| name.clone()),
+            endpoint: peer.endpoint.map(|endpoint| endpoint.remote.to_string()),
+            suite: peer.suite.name().to_owned(),
+            allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
+            last_handshake_secs_ago: peer.last_handshake.map(|at| now.saturating_sub(at.secs)),
+            handshake_rtt_micros: peer
+                .handshake_rtt
+                .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+            persistent_keepalive_secs: peer.persistent_keepalive_secs,
+            rx_bytes: peer.rx_bytes,
+            tx_bytes: peer.tx_bytes,
+            has_session: peer.has_session,
+        }
+    }
+}
+
+/// Whole seconds since 1970.
+pub fn unix_secs(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
