@@ -1,0 +1,412 @@
+//! What was said, by flag, environment or file, before it is understood.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use toml::de::{DeTable, DeValue};
+use zeroize::Zeroizing;
+
+use super::diagnostic::{Complaint, Place, Report, Source, did_you_mean};
+
+/// A key of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// The section: `gateway`, `log`, or `peer` for the keys of each peer.
+    pub section: &'static str,
+    /// The name in its section.
+    pub name: &'static str,
+    /// What may be written.
+    pub kind: Kind,
+    /// What it is when nothing is written.
+    pub default: Option<&'static str>,
+    /// What it is for.
+    pub about: &'static str,
+}
+
+/// What may be written for a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A string.
+    Text,
+    /// A string that is never shown.
+    Secret,
+    /// A whole number, or a string.
+    NumberOrText,
+    /// `true` or `false`.
+    Switch,
+    /// A string, or an array of strings.
+    List,
+}
+
+const fn key(
+    section: &'static str,
+    name: &'static str,
+    kind: Kind,
+    default: Option<&'static str>,
+    about: &'static str,
+) -> Key {
+    Key { section, name, kind, default, about }
+}
+
+/// Every key but `config_version`.
+pub const KEYS: &[Key] = &[
+    key("gateway", "interface", Kind::Text, Some("adit0"), "name of the tunnel interface"),
+    key("gateway", "listen", Kind::NumberOrText, Some(":51820"), "UDP port, on every address of this host"),
+    key("gateway", "endpoint", Kind::Text, None, "host:port where clients reach the gateway"),
+    key("gateway", "private_key", Kind::Secret, None, "key of the gateway: base64, file:PATH or env:NAME"),
+    key("gateway", "network", Kind::Text, Some("10.86.0.0/24"), "IPv4 network inside the tunnel"),
+    key("gateway", "network6", Kind::Text, None, "IPv6 network inside the tunnel"),
+    key("gateway", "mtu", Kind::NumberOrText, Some("auto"), "MTU of the tunnel interface: auto or bytes"),
+    key("gateway", "fwmark", Kind::NumberOrText, Some("off"), "mark on outside packets"),
+    key(
+        "gateway",
+        "masquerade",
+        Kind::Switch,
+        Some("true"),
+        "clients reach the internet with this host's address",
+    ),
+    key("gateway", "client_to_client", Kind::Switch, Some("true"), "clients reach each other"),
+    key("gateway", "offload", Kind::Text, Some("auto"), "offloads of the kernel: auto or off"),
+    key("gateway", "lanes", Kind::NumberOrText, Some("auto"), "threads that carry packets: auto or a number"),
+    key("log", "level", Kind::Text, Some("info"), "off, error, warn, info, debug or trace"),
+    key("log", "format", Kind::Text, Some("text"), "text or json"),
+    key("log", "file", Kind::Text, Some("-"), "path of the log file; - is standard error"),
+    key("peer", "name", Kind::Text, None, "name of the peer"),
+    key("peer", "public_key", Kind::Text, None, "key of the peer"),
+    key("peer", "preshared_key", Kind::Secret, None, "second secret shared with the peer"),
+    key("peer", "addresses", Kind::List, None, "inside addresses leased to the peer"),
+    key("peer", "allowed_ips", Kind::List, None, "further networks behind the peer"),
+    key(
+        "peer",
+        "suite",
+        Kind::Text,
+        Some("chacha20-poly1305"),
+        "aes-256-gcm (adit only) or chacha20-poly1305",
+    ),
+    key("peer", "endpoint", Kind::Text, None, "host:port of the peer, when it has a fixed one"),
+    key("peer", "persistent_keepalive_secs", Kind::NumberOrText, Some("off"), "seconds between keepalives"),
+    key("peer", "enabled", Kind::Switch, Some("true"), "false keeps the peer out"),
+];
+
+/// Who decided a value; the first of these that did so counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A flag of the command line.
+    Flag(String),
+    /// An environment variable.
+    Environment(String),
+    /// The configuration file, at this line.
+    File(usize),
+    /// Nobody.
+    Default,
+}
+
+/// Flags and environment, which come before the file.
+#[derive(Clone, Debug, Default)]
+pub struct Layers {
+    /// `(section.name, flag, value)`.
+    pub flags: Vec<(&'static str, String, String)>,
+    /// Variables with their values.
+    pub environment: Vec<(String, String)>,
+}
+
+/// Everything that was said, by key, and what could not even be read.
+pub struct RawConfig {
+    /// The file.
+    pub source: Arc<Source>,
+    /// The directory that relative `file:` paths start from.
+    pub directory: PathBuf,
+    pub(super) report: Report,
+    /// Whether the file is no TOML in places, so that what is missing may only be misread.
+    pub(super) is_damaged: bool,
+    pub(super) version: Option<Raw>,
+    pub(super) settings: BTreeMap<String, Raw>,
+    pub(super) peers: Vec<RawPeer>,
+}
+
+pub(super) struct RawPeer {
+    pub(super) place: Place,
+    pub(super) values: BTreeMap<&'static str, Raw>,
+}
+
+/// A value as it was written.
+pub(super) struct Raw {
+    /// Lists have several items, all else has one; `None` is in the report already.
+    pub(super) items: Option<Vec<Item>>,
+    pub(super) place: Place,
+    pub(super) origin: Origin,
+}
+
+pub(super) struct Item {
+    pub(super) text: Zeroizing<String>,
+    pub(super) place: Place,
+}
+
+impl Layers {
+    /// No flags, and the environment of this process.
+    pub fn from_environment() -> Self {
+        let environment = std::env::vars_os()
+            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
+            .filter(|(name, _)| sections().any(|section| name.starts_with(&variable(section, ""))))
+            .collect();
+        Self { flags: Vec::new(), environment }
+    }
+
+    /// Adds a flag that sets `key` (`section.name`).
+    pub fn flag(&mut self, key: &'static str, flag: &str, value: impl fmt::Display) {
+        self.flags.push((key, flag.to_owned(), value.to_string()));
+    }
+}
+
+impl Key {
+    /// `section.name`.
+    pub fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    /// The environment variable of the key; the keys of peers have none.
+    pub fn variable(&self) -> Option<String> {
+        (self.section != "peer").then(|| variable(self.section, self.name))
+    }
+}
+
+impl RawConfig {
+    /// Reads `source`, then puts the environment and the flags over it.
+    pub fn read(source: &Arc<Source>, directory: &Path, layers: &Layers) -> Self {
+        let mut raw = Self {
+            source: source.clone(),
+            directory: directory.to_owned(),
+            report: Report::new(source),
+            is_damaged: false,
+            version: None,
+            settings: BTreeMap::new(),
+            peers: Vec::new(),
+        };
+        let (table, errors) = DeTable::parse_recoverable(source.text());
+        raw.is_damaged = !errors.is_empty();
+        for error in errors {
+            let place = error.span().map_or(Place::File, Place::Span);
+            let fix = "correct the TOML here (strings in \"quotes\", one key = value per line)";
+            raw.report.push(place, Complaint::new(error.message().replace('\n', ", "), fix));
+        }
+        raw.read_document(table.get_ref());
+        raw.read_environment(layers);
+        raw.read_flags(layers);
+        raw
+    }
+
+    fn read_document(&mut self, table: &DeTable<'_>) {
+        const TOP: [&str; 4] = ["config_version", "gateway", "peer", "log"];
+        for (name, value) in table.iter() {
+            let span = value.span();
+            match (name.get_ref().as_ref(), value.get_ref()) {
+                ("config_version", version) => {
+                    self.version = Some(self.scalar(version, span, "a number", |value| match value {
+                        DeValue::Integer(number) => Some(number.to_string()),
+                        _ => None,
+                    }));
+                }
+                (section @ ("gateway" | "log"), DeValue::Table(table)) => {
+                    for (key, raw) in self.read_table(section, table) {
+                        self.settings.insert(key.path(), raw);
+                    }
+                }
+                ("peer", DeValue::Array(peers)) => {
+                    for peer in peers.iter() {
+                        let place = Place::Span(peer.span());
+                        match peer.get_ref() {
+                            DeValue::Table(table) => {
+                                let values = self.read_table("peer", table);
+                                let values = values.into_iter().map(|(key, raw)| (key.name, raw)).collect();
+                                self.peers.push(RawPeer { place, values });
+                            }
+                            _ => self.report.push(place, complain_section("peer")),
+                        }
+                    }
+                }
+                (section @ ("gateway" | "log" | "peer"), _) => {
+                    let place = Place::Span(name.span());
+                    for key in KEYS.iter().filter(|key| key.section == section) {
+                        let raw = Raw { items: None, place: place.clone(), origin: self.origin(&span) };
+                        self.settings.insert(key.path(), raw);
+                    }
+                    self.report.push(place, complain_section(section));
+                }
+                (unknown, _) => {
+                    let in_section = KEYS.iter().find(|key| key.name == unknown);
+                    let fix = match (did_you_mean(unknown, TOP), in_section) {
+                        (Some("peer"), _) => "did you mean `[[peer]]`?".to_owned(),
+                        (Some(word @ ("gateway" | "log")), _) => format!("did you mean `[{word}]`?"),
+                        (Some(word), _) => format!("did you mean `{word}`?"),
+                        (None, Some(key)) => format!("move it below `[{}]`", key.section),
+                        (None, None) => {
+                            "remove it; the sections are [gateway], [[peer]] and [log]".to_owned()
+                        }
+                    };
+                    self.report.push(
+                        Place::Span(name.span()),
+                        Complaint::new(format!("unknown key `{unknown}`"), fix),
+                    );
+                }
+            }
+        }
+    }
+
+    fn read_table(&mut self, section: &str, table: &DeTable<'_>) -> Vec<(&'static Key, Raw)> {
+        let mut values = Vec::new();
+        for (name, value) in table.iter() {
+            let Some(key) = find(section, name.get_ref()) else {
+                let complaint = unknown_key(section, name.get_ref());
+                self.report.push(Place::Span(name.span()), complaint);
+                continue;
+            };
+            values.push((key, self.read_value(key, value.get_ref(), value.span())));
+        }
+        values
+    }
+
+    fn read_value(&mut self, key: &Key, value: &DeValue<'_>, span: Range<usize>) -> Raw {
+        match key.kind {
+            Kind::Text | Kind::Secret => self.scalar(value, span, "a string in \"quotes\"", text),
+            Kind::NumberOrText => {
+                self.scalar(value, span, "a number or a string in \"quotes\"", |value| match value {
+                    DeValue::Integer(number) => Some(number.to_string()),
+                    value => text(value),
+                })
+            }
+            Kind::Switch => self.scalar(value, span, "true or false, without quotes", |value| {
+                Some(value.as_bool()?.to_string())
+            }),
+            Kind::List => {
+                let DeValue::Array(array) = value else {
+                    return self.scalar(value, span, "an array of strings, like [\"a\", \"b\"]", text);
+                };
+                let items: Vec<Raw> = array
+                    .iter()
+                    .map(|item| self.scalar(item.get_ref(), item.span(), "a string in \"quotes\"", text))
+                    .collect();
+                let origin = self.origin(&span);
+                let items: Option<Vec<Vec<Item>>> = items.into_iter().map(|raw| raw.items).collect();
+                Raw {
+                    items: items.map(|items| items.into_iter().flatten().collect()),
+                    place: Place::Span(span),
+                    origin,
+                }
+            }
+        }
+    }
+
+    fn scalar(
+        &mut self,
+        value: &DeValue<'_>,
+        span: Range<usize>,
+        wanted: &str,
+        take: impl Fn(&DeValue<'_>) -> Option<String>,
+    ) -> Raw {
+        let origin = self.origin(&span);
+        let place = Place::Span(span);
+        let Some(text) = take(value) else {
+            let found = value.type_str();
+            let complaint = Complaint::new(format!("this is a TOML {found}"), format!("write {wanted}"));
+            self.report.push(place.clone(), complaint);
+            return Raw { items: None, place, origin };
+        };
+        Raw::new(text, place, origin)
+    }
+
+    fn origin(&self, span: &Range<usize>) -> Origin {
+        Origin::File(self.source.line(span.start))
+    }
+
+    fn read_environment(&mut self, layers: &Layers) {
+        for (name, value) in &layers.environment {
+            let place = Place::Outside(format!("environment variable {name}"));
+            let key = KEYS.iter().find(|key| key.variable().as_ref() == Some(name));
+            match key {
+                Some(key) => {
+                    let raw = Raw::new(value.clone(), place, Origin::Environment(name.clone()));
+                    self.settings.insert(key.path(), raw);
+                }
+                None => {
+                    let variables: Vec<String> = KEYS.iter().filter_map(Key::variable).collect();
+                    let fix = match did_you_mean(name, variables.iter().map(String::as_str)) {
+                        Some(word) => format!("did you mean {word}?"),
+                        None => format!("run `unset {name}`"),
+                    };
+                    self.report.push(place, Complaint::new("no key has this environment variable", fix));
+                }
+            }
+        }
+    }
+
+    fn read_flags(&mut self, layers: &Layers) {
+        for (key, flag, value) in &layers.flags {
+            let place = Place::Outside(format!("flag {flag}"));
+            self.settings
+                .insert((*key).to_owned(), Raw::new(value.clone(), place, Origin::Flag(flag.clone())));
+        }
+    }
+}
+
+impl Raw {
+    pub(super) fn new(text: String, place: Place, origin: Origin) -> Self {
+        let item = Item { text: Zeroizing::new(text), place: place.clone() };
+        Self { items: Some(vec![item]), place, origin }
+    }
+
+    /// The only item; `None` is in the report already.
+    pub(super) fn item(&self) -> Option<&Item> {
+        self.items.as_ref()?.first()
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag(flag) => write!(f, "flag {flag}"),
+            Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::File(line) => write!(f, "file, line {line}"),
+            Self::Default => f.write_str("default"),
+        }
+    }
+}
+
+pub(super) fn find(section: &str, name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.section == section && key.name == name)
+}
+
+fn sections() -> impl Iterator<Item = &'static str> {
+    ["gateway", "log"].into_iter()
+}
+
+fn variable(section: &str, name: &str) -> String {
+    format!("ADIT_{section}_{name}").to_ascii_uppercase()
+}
+
+fn text(value: &DeValue<'_>) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
+
+fn complain_section(section: &str) -> Complaint {
+    let header = if section == "peer" { "[[peer]]" } else { &format!("[{section}]") };
+    Complaint::new(
+        format!("`{section}` is a section"),
+        format!("write the line `{header}` and its keys below"),
+    )
+}
+
+fn unknown_key(section: &str, name: &str) -> Complaint {
+    let here = KEYS.iter().filter(|key| key.section == section);
+    let fix = if let Some(word) = did_you_mean(name, here.clone().map(|key| key.name)) {
+        format!("did you mean `{word}`?")
+    } else if let Some(key) = KEYS.iter().find(|key| key.name == name) {
+        format!("move it below `[{}]`", key.section)
+    } else {
+        let names: Vec<&str> = here.map(|key| key.name).collect();
+        format!("remove it; the keys here are {}", names.join(", "))
+    };
+    Complaint::new(format!("unknown key `{name}` in [{section}]"), fix)
+}

@@ -1,0 +1,441 @@
+//! From what was said to what it means: every key parsed, every contradiction found.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use zeroize::Zeroizing;
+
+use super::diagnostic::{Complaint, Place, Report};
+use super::host_port::parse_listen;
+use super::raw::{Item, KEYS, Raw, RawConfig, RawPeer, find};
+use super::value::{
+    number, parse_fwmark, parse_keepalive, parse_lanes, parse_log_format, parse_log_level, parse_mtu,
+    parse_offload, parse_suite, parse_switch,
+};
+use super::{CONFIG_VERSION, Config, Gateway, Kind, Mtu, Origin, Peer, Setting};
+use crate::keys::{self, KeyError};
+use crate::log::LogOptions;
+use crate::private_file;
+
+pub(super) fn config(raw: RawConfig) -> Result<Config, Report> {
+    let mut reader = Reader { raw, settings: Vec::new() };
+    reader.version();
+    let gateway = reader.gateway();
+    let log = reader.log_options();
+    let peers = reader.peers(gateway.as_ref());
+    let Reader { raw, mut settings } = reader;
+    settings.sort_by_key(|setting| KEYS.iter().position(|key| key.path() == setting.key));
+    let config = gateway.zip(peers).zip(log);
+    raw.report.into_result(config.map(|((gateway, peers), log)| Config { gateway, peers, log, settings }))
+}
+
+pub(super) fn log(raw: RawConfig) -> Result<LogOptions, Report> {
+    let mut reader = Reader { raw, settings: Vec::new() };
+    let log = reader.log_options();
+    reader.raw.report.into_result(log)
+}
+
+struct Reader {
+    raw: RawConfig,
+    settings: Vec<Setting>,
+}
+
+impl Reader {
+    fn version(&mut self) {
+        let Some(raw) = self.raw.version.take() else {
+            if self.raw.is_damaged {
+                return;
+            }
+            let complaint = Complaint::new(
+                "`config_version` is missing",
+                format!("write `config_version = {CONFIG_VERSION}` as the first line"),
+            );
+            return self.raw.report.push(Place::Span(0..0), complaint);
+        };
+        let Some(item) = raw.item() else { return };
+        if number(&item.text) != Some(CONFIG_VERSION) {
+            let complaint = Complaint::new(
+                "this configuration is of another version",
+                format!(
+                    "write `config_version = {CONFIG_VERSION}`, or use the adit that the file was made for"
+                ),
+            );
+            self.raw.report.push(item.place.clone(), complaint);
+        }
+    }
+
+    fn gateway(&mut self) -> Option<Gateway> {
+        let interface = self.setting("gateway.interface", str::parse);
+        let listen_port = self.setting("gateway.listen", parse_listen);
+        let endpoint = self.optional("gateway.endpoint", str::parse);
+        let private_key = self.private_key();
+        let network = self.setting("gateway.network", parse_network);
+        let network6 = self.optional("gateway.network6", parse_network6);
+        let mtu_place = self.place("gateway.mtu");
+        let mtu = self.setting("gateway.mtu", parse_mtu);
+        let fwmark = self.setting("gateway.fwmark", parse_fwmark);
+        let masquerade = self.setting("gateway.masquerade", parse_switch);
+        let client_to_client = self.setting("gateway.client_to_client", parse_switch);
+        let offload = self.setting("gateway.offload", parse_offload);
+        let lanes = self.setting("gateway.lanes", parse_lanes);
+        if let (Some(Mtu::Bytes(..1280)), Some(Some(_))) = (mtu, network6) {
+            let complaint = Complaint::new(
+                "IPv6 needs an MTU of at least 1280 bytes (RFC 8200 section 5)",
+                "raise `mtu`, or remove `network6`",
+            );
+            self.raw.report.push(mtu_place, complaint);
+        }
+        Some(Gateway {
+            interface: interface?,
+            listen_port: listen_port?,
+            endpoint: endpoint?,
+            private_key: private_key?,
+            network: network?,
+            network6: network6?,
+            mtu: mtu?,
+            fwmark: fwmark?,
+            masquerade: masquerade?,
+            client_to_client: client_to_client?,
+            offload: offload?,
+            lanes: lanes?,
+        })
+    }
+
+    fn log_options(&mut self) -> Option<LogOptions> {
+        let level = self.setting("log.level", parse_log_level);
+        let format = self.setting("log.format", parse_log_format);
+        let file = self.setting("log.file", parse_log_file);
+        Some(LogOptions { level: level?, format: format?, file: file? })
+    }
+
+    fn private_key(&mut self) -> Option<StaticSecret> {
+        let directory = self.raw.directory.clone();
+        match self.optional("gateway.private_key", |text| secret(text, &directory, keys::parse_private))? {
+            Some(key) => Some(key),
+            None if self.raw.is_damaged => None,
+            None => {
+                let complaint = Complaint::new(
+                    "the gateway has no key",
+                    "add `private_key = \"...\"` below [gateway] (`adit genkey` makes one), or run `adit init`",
+                );
+                self.raw.report.push(Place::File, complaint);
+                None
+            }
+        }
+    }
+
+    fn peers(&mut self, gateway: Option<&Gateway>) -> Option<Vec<Peer>> {
+        let mut unique = Unique::default();
+        if let Some(gateway) = gateway {
+            unique.keys.insert(gateway.private_key.public_key(), "the gateway itself".to_owned());
+        }
+        let raw_peers = std::mem::take(&mut self.raw.peers);
+        let count = raw_peers.len();
+        let peers: Vec<Peer> =
+            raw_peers.into_iter().filter_map(|raw| self.peer(raw, gateway, &mut unique)).collect();
+        (peers.len() == count).then_some(peers)
+    }
+
+    fn peer(&mut self, mut raw: RawPeer, gateway: Option<&Gateway>, unique: &mut Unique) -> Option<Peer> {
+        let directory = self.raw.directory.clone();
+        let name = self.required(&mut raw, "name", str::parse::<super::PeerName>);
+        let public_key = self.required(&mut raw, "public_key", parse_public_key);
+        let preshared_key = self
+            .peer_value(&mut raw, "preshared_key", |text| secret(text, &directory, keys::parse_preshared));
+        let suite = self.peer_value(&mut raw, "suite", parse_suite);
+        let endpoint = self.peer_value(&mut raw, "endpoint", str::parse);
+        let keepalive = self.peer_value(&mut raw, "persistent_keepalive_secs", parse_keepalive);
+        let enabled = self.peer_value(&mut raw, "enabled", parse_switch);
+        let addresses = self.list(&mut raw, "addresses", |text| parse_lease(text, gateway));
+        let allowed_ips = self.list(&mut raw, "allowed_ips", parse_allowed_ip);
+
+        let label = name.as_ref().map_or("another peer".to_owned(), |(name, _)| format!("peer `{name}`"));
+        if let Some((name, place)) = &name {
+            let fix = "give each peer a name of its own";
+            self.claim(&mut unique.names, name.clone(), &label, "this name", place, fix);
+        }
+        if let Some((key, place)) = &public_key {
+            let fix = "give each peer a key of its own, or remove one of the two";
+            self.claim(&mut unique.keys, *key, &label, "this key", place, fix);
+        }
+        if addresses.as_ref().is_some_and(Vec::is_empty) && !self.raw.is_damaged {
+            let fix = "add `addresses = [\"...\"]` with a free address of the gateway's network";
+            self.raw.report.push(raw.place.clone(), Complaint::new(format!("{label} has no address"), fix));
+        }
+        let leases = addresses.iter().flatten().map(|(address, place)| (IpNet::from(*address), place));
+        let networks = allowed_ips.iter().flatten().map(|(network, place)| (*network, place));
+        for (prefix, place) in leases.chain(networks) {
+            let what = format!("{prefix}");
+            self.claim(&mut unique.prefixes, prefix, &label, &what, place, "give it to one peer only");
+        }
+        Some(Peer {
+            name: name?.0,
+            public_key: public_key?.0,
+            preshared_key: preshared_key?.filter(PresharedKey::is_set),
+            addresses: addresses?.into_iter().map(|(address, _)| address).collect(),
+            extra_allowed_ips: allowed_ips?.into_iter().map(|(network, _)| network).collect(),
+            suite: suite?.unwrap_or_default(),
+            endpoint: endpoint?,
+            persistent_keepalive_secs: keepalive?.unwrap_or_default(),
+            enabled: enabled?.unwrap_or(true),
+        })
+    }
+
+    fn claim<T: Eq + Hash>(
+        &mut self,
+        owners: &mut HashMap<T, String>,
+        thing: T,
+        label: &str,
+        what: &str,
+        place: &Place,
+        fix: &str,
+    ) {
+        if let Some(owner) = owners.insert(thing, label.to_owned()) {
+            let complaint = Complaint::new(format!("{what} belongs to {owner} already"), fix);
+            self.raw.report.push(place.clone(), complaint);
+        }
+    }
+
+    /// A key that has a default.
+    fn setting<T>(&mut self, path: &str, parse: impl Fn(&str) -> Result<T, Complaint>) -> Option<T> {
+        self.optional(path, parse)?
+    }
+
+    /// A key that may be absent: `None` is an error that is in the report now.
+    fn optional<T>(&mut self, path: &str, parse: impl Fn(&str) -> Result<T, Complaint>) -> Option<Option<T>> {
+        let key = KEYS.iter().find(|key| key.path() == path)?;
+        let given = self.raw.settings.remove(path);
+        let default = || key.default.map(|text| Raw::new(text.to_owned(), Place::File, Origin::Default));
+        let raw = given.or_else(default);
+        let origin = raw.as_ref().map_or(Origin::Default, |raw| raw.origin.clone());
+        let item = match &raw {
+            None => None,
+            Some(raw) => Some(raw.item()?),
+        };
+        let value = match item {
+            Some(_) if key.kind == Kind::Secret => "(hidden)".to_owned(),
+            Some(item) => item.text.as_str().to_owned(),
+            None => String::new(),
+        };
+        self.settings.push(Setting { key: key.path(), value, origin });
+        match item {
+            None => Some(None),
+            Some(item) => self.parse(item, parse).map(Some),
+        }
+    }
+
+    fn place(&self, path: &str) -> Place {
+        self.raw.settings.get(path).map_or(Place::File, |raw| raw.place.clone())
+    }
+
+    fn peer_value<T>(
+        &mut self,
+        raw: &mut RawPeer,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, Complaint>,
+    ) -> Option<Option<T>> {
+        debug_assert!(find("peer", name).is_some());
+        match raw.values.remove(name) {
+            None => Some(None),
+            Some(value) => self.parse(value.item()?, parse).map(Some),
+        }
+    }
+
+    fn required<T>(
+        &mut self,
+        raw: &mut RawPeer,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, Complaint>,
+    ) -> Option<(T, Place)> {
+        let place = raw.values.get(name).map(|value| value.place.clone());
+        match (self.peer_value(raw, name, parse)?, place) {
+            (Some(value), Some(place)) => Some((value, place)),
+            _ if self.raw.is_damaged => None,
+            _ => {
+                let complaint = Complaint::new(
+                    format!("this peer has no `{name}`"),
+                    format!("add `{name} = \"...\"` below [[peer]]"),
+                );
+                self.raw.report.push(raw.place.clone(), complaint);
+                None
+            }
+        }
+    }
+
+    fn list<T>(
+        &mut self,
+        raw: &mut RawPeer,
+        name: &'static str,
+        parse: impl Fn(&str) -> Result<T, Complaint>,
+    ) -> Option<Vec<(T, Place)>> {
+        let items = raw.values.remove(name).map_or_else(|| Some(Vec::new()), |value| value.items)?;
+        let count = items.len();
+        let parsed: Vec<(T, Place)> =
+            items.into_iter().filter_map(|item| Some((self.parse(&item, &parse)?, item.place))).collect();
+        (parsed.len() == count).then_some(parsed)
+    }
+
+    fn parse<T>(&mut self, item: &Item, parse: impl Fn(&str) -> Result<T, Complaint>) -> Option<T> {
+        match parse(&item.text) {
+            Ok(value) => Some(value),
+            Err(complaint) => {
+                self.raw.report.push(item.place.clone(), complaint);
+                None
+            }
+        }
+    }
+}
+
+/// Who owns what only one may own.
+#[derive(Default)]
+struct Unique {
+    names: HashMap<super::PeerName, String>,
+    keys: HashMap<PublicKey, String>,
+    prefixes: HashMap<IpNet, String>,
+}
+
+fn parse_public_key(text: &str) -> Result<PublicKey, Complaint> {
+    keys::parse_public(text).map_err(complain_key)
+}
+
+fn complain_key(error: KeyError) -> Complaint {
+    Complaint::new(
+        error.to_string(),
+        "copy the whole key as `wg` or `adit pubkey` prints it: 44 characters, ending in =",
+    )
+}
+
+/// A key written here, or the place where it is: `file:PATH` or `env:NAME`.
+fn secret<T>(
+    text: &str,
+    directory: &std::path::Path,
+    parse: impl Fn(&str) -> Result<T, KeyError>,
+) -> Result<T, Complaint> {
+    let key = if let Some(path) = text.strip_prefix("file:") {
+        let path = directory.join(path);
+        let bytes =
+            private_file::read(&path).map_err(|error| Complaint::new(error.to_string(), error.fix()))?;
+        Zeroizing::new(String::from_utf8_lossy(&bytes).into_owned())
+    } else if let Some(name) = text.strip_prefix("env:") {
+        let value = std::env::var(name).map_err(|_| {
+            let reason = format!("the environment variable {name} is not set");
+            Complaint::new(reason, "set it before starting adit, or write the key or `file:PATH` here")
+        })?;
+        Zeroizing::new(value)
+    } else {
+        Zeroizing::new(text.to_owned())
+    };
+    parse(key.trim()).map_err(complain_key)
+}
+
+fn parse_log_file(text: &str) -> Result<Option<PathBuf>, Complaint> {
+    match text {
+        "" => Err(Complaint::new(
+            "the name of the log file is empty",
+            "write a path, or \"-\" for standard error",
+        )),
+        "-" => Ok(None),
+        path => Ok(Some(path.into())),
+    }
+}
+
+pub(crate) fn parse_network(text: &str) -> Result<Ipv4Net, Complaint> {
+    const FIX: &str = "write a private network like \"10.86.0.0/24\"";
+    let network: Ipv4Net =
+        text.parse().map_err(|_| Complaint::new(format!("`{text}` is not an IPv4 network"), FIX))?;
+    check_host_bits(text, network, network.trunc())?;
+    let address = network.network();
+    if !(8..=30).contains(&network.prefix_len()) {
+        return Err(Complaint::new(
+            "the network is too large or has no room for peers",
+            "use /8 to /30, for example /24",
+        ));
+    }
+    if address.is_loopback() || address.is_multicast() || address.is_link_local() || address.octets()[0] == 0
+    {
+        return Err(Complaint::new(format!("`{text}` is reserved for something else"), FIX));
+    }
+    Ok(network)
+}
+
+pub(crate) fn parse_network6(text: &str) -> Result<Ipv6Net, Complaint> {
+    const FIX: &str = "write a private network like \"fd12:3456:789a::/64\"";
+    let network: Ipv6Net =
+        text.parse().map_err(|_| Complaint::new(format!("`{text}` is not an IPv6 network"), FIX))?;
+    check_host_bits(text, network, network.trunc())?;
+    if !(32..=126).contains(&network.prefix_len()) {
+        return Err(Complaint::new(
+            "the network is too large or has no room for peers",
+            "use /32 to /126, for example /64",
+        ));
+    }
+    let address = network.network();
+    let reserved =
+        address.is_multicast() || address.is_unicast_link_local() || address.segments()[..4] == [0; 4];
+    if reserved {
+        return Err(Complaint::new(format!("`{text}` is reserved for something else"), FIX));
+    }
+    Ok(network)
+}
+
+fn parse_lease(text: &str, gateway: Option<&Gateway>) -> Result<IpAddr, Complaint> {
+    let address: IpAddr = text.parse().map_err(|_| {
+        Complaint::new(
+            format!("`{text}` is not an address"),
+            "write one address without /length; networks behind the peer go into `allowed_ips`",
+        )
+    })?;
+    let Some(gateway) = gateway else { return Ok(address) };
+    let own = gateway.addresses();
+    let Some(network) = own.iter().find(|network| network.contains(&address)) else {
+        let networks: Vec<String> = own.iter().map(|network| network.trunc().to_string()).collect();
+        return Err(Complaint::new(
+            format!("{address} is outside the networks of the gateway"),
+            format!("choose a free address in {}", networks.join(" or ")),
+        ));
+    };
+    let taken = if network.addr() == address {
+        "the gateway itself"
+    } else if network.network() == address {
+        "the network"
+    } else if address.is_ipv4() && network.broadcast() == address {
+        "broadcasts"
+    } else {
+        return Ok(address);
+    };
+    Err(Complaint::new(format!("{address} is the address of {taken}"), "choose another address"))
+}
+
+pub(super) fn parse_allowed_ip(text: &str) -> Result<IpNet, Complaint> {
+    let network = parse_prefix(text)?;
+    check_host_bits(text, network, network.trunc())?;
+    Ok(network)
+}
+
+/// A network, or an address as the network of itself.
+pub(crate) fn parse_prefix(text: &str) -> Result<IpNet, Complaint> {
+    let parsed = IpNet::from_str(text).ok().or_else(|| IpAddr::from_str(text).ok().map(IpNet::from));
+    parsed.ok_or_else(|| {
+        Complaint::new(
+            format!("`{text}` is not a network"),
+            "write an address and a length, for example 192.168.1.0/24 or 2001:db8::/32",
+        )
+    })
+}
+
+fn check_host_bits<T: PartialEq + std::fmt::Display>(
+    text: &str,
+    given: T,
+    truncated: T,
+) -> Result<(), Complaint> {
+    if given == truncated {
+        return Ok(());
+    }
+    let reason = format!("`{text}` is an address in a network, not the network");
+    Err(Complaint::new(reason, format!("write \"{truncated}\"")))
+}
