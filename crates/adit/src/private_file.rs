@@ -1,0 +1,254 @@
+//! Files that hold keys: only their owner may read them, and they change as a whole or not at all.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use zeroize::Zeroizing;
+
+/// The largest file that is read.
+pub const MAX_BYTES: u64 = 16 << 20;
+
+/// Why a file with keys in it was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The file is not there.
+    #[error("there is no file {0}")]
+    Missing(PathBuf),
+    /// Others may read or change the file.
+    #[error("{path} can be read or changed by others (mode {mode:04o}) and holds keys")]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
+    /// The file belongs to somebody else, who can change it.
+    #[error("{path} belongs to user {owner}, not to root or to you")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The user id of its owner.
+        owner: u32,
+    },
+    /// It is a directory or a device.
+    #[error("{0} is not a file")]
+    NotAFile(PathBuf),
+    /// It is larger than any configuration.
+    #[error("{0} is larger than 16 MiB")]
+    TooLarge(PathBuf),
+    /// The system refused.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl ReadError {
+    /// What to do about it.
+    pub fn fix(&self) -> String {
+        match self {
+            Self::Missing(_) => "check the name of the file".to_owned(),
+            Self::Exposed { path, .. } => format!("run `chmod 600 {}`", path.display()),
+            Self::Foreign { path, .. } => {
+                format!("look into it, and if it is right run `chown root: {}`", path.display())
+            }
+            Self::NotAFile(_) | Self::TooLarge(_) => "name the configuration file itself".to_owned(),
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+                "run the command with sudo, or choose your own directory with --home DIR".to_owned()
+            }
+            Self::Io { .. } => "check the name and the disk".to_owned(),
+        }
+    }
+}
+
+/// Reads a file that holds keys. A pipe (`/dev/stdin`, `<(...)`) is taken as it is.
+///
+/// # Errors
+/// The file is missing, exposed to others, foreign, too large or unreadable.
+pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, ReadError> {
+    let io = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound => ReadError::Missing(path.to_owned()),
+        _ => ReadError::Io { path: path.to_owned(), source },
+    };
+    let file = File::open(path).map_err(io)?;
+    let metadata = file.metadata().map_err(io)?;
+    let kind = metadata.file_type();
+    if kind.is_file() {
+        let mode = metadata.mode() & 0o7777;
+        if mode & 0o077 != 0 {
+            return Err(ReadError::Exposed { path: path.to_owned(), mode });
+        }
+        let owner = metadata.uid();
+        if owner != 0 && Some(owner) != crate::privilege::user_id() {
+            return Err(ReadError::Foreign { path: path.to_owned(), owner });
+        }
+    } else if kind.is_dir() {
+        return Err(ReadError::NotAFile(path.to_owned()));
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(metadata.len().min(MAX_BYTES) as usize + 1));
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(ReadError::TooLarge(path.to_owned()));
+    }
+    Ok(bytes)
+}
+
+/// Writes a file that only its owner may read. It is the old file or the new file after a crash,
+/// never a part of one.
+///
+/// # Errors
+/// The system refused; the old file is as it was.
+pub fn write(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
+    // The file behind a symbolic link is replaced, not the link.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
+    let mut new = name.to_owned();
+    new.push(format!(".{}.new", std::process::id()));
+    let new = directory.join(new);
+    let written = write_new(&new, contents).and_then(|()| fs::rename(&new, path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&new);
+        return Err(error).with_context(|| format!("cannot write {}; nothing was changed", path.display()));
+    }
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .with_context(|| format!("cannot write {} to the disk", directory.display()))
+}
+
+fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(contents)?;
+    file.sync_all()
+}
+
+/// Makes a directory (and those above it) that only its owner may enter; one that exists stays as it is.
+///
+/// # Errors
+/// The system refused, or others may change what is in the directory.
+pub fn create_directory(path: &Path) -> anyhow::Result<()> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    if let Err(error) = made {
+        let fix = match error.kind() {
+            io::ErrorKind::PermissionDenied => "run with sudo, or choose your own directory with --home DIR",
+            _ => "check the path",
+        };
+        bail!("cannot make the directory {}: {error}; {fix}", path.display());
+    }
+    let mode = fs::metadata(path).with_context(|| format!("cannot look at {}", path.display()))?.mode();
+    let sticky = mode & 0o1000 != 0;
+    if mode & 0o022 != 0 && !sticky {
+        bail!(
+            "others may change what is in {0} (mode {1:04o}); run `chmod 700 {0}`",
+            path.display(),
+            mode & 0o7777
+        );
+    }
+    Ok(())
+}
+
+/// Holds the lock of a file that several `adit` may change, until it is dropped.
+///
+/// # Errors
+/// The lock file cannot be made.
+pub fn lock(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("cannot open the lock file {}", path.display()))?;
+    file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
+    Ok(file)
+}
+
+/// When stdout is a file of ours that others may read, takes their access away before a key goes in.
+///
+/// # Errors
+/// The system refused.
+pub fn protect_stdout() -> anyhow::Result<()> {
+    let stdout = File::from(io::stdout().as_fd().try_clone_to_owned().context("stdout is closed")?);
+    let metadata = stdout.metadata().context("cannot look at stdout")?;
+    let ours = crate::privilege::user_id() == Some(metadata.uid());
+    if metadata.file_type().is_file() && metadata.mode() & 0o077 != 0 && ours {
+        stdout
+            .set_permissions(fs::Permissions::from_mode(0o600))
+            .context("cannot make the output file private")?;
+        eprintln!("note: the output holds a key, so only you may read the file now (mode 0600)");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_written_file_is_private_and_replaces_the_old_one_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        write(&path, b"one").unwrap();
+        write(&path, b"two").unwrap();
+        assert_eq!(&read(&path).unwrap()[..], b"two");
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_symbolic_link_survives_a_write() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        write(&real, b"one").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        write(&link, b"two").unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert_eq!(fs::read(&real).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_file_that_others_may_touch_is_refused_with_the_line_to_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        write(&path, b"x").unwrap();
+        assert!(read(&path).is_ok());
+        for mode in [0o640, 0o604, 0o620, 0o610, 0o601] {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let error = read(&path).unwrap_err();
+            assert!(matches!(error, ReadError::Exposed { .. }), "{mode:o}: {error}");
+            assert_eq!(error.fix(), format!("run `chmod 600 {}`", path.display()));
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_or_too_large_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(matches!(read(directory.path()), Err(ReadError::NotAFile(_))));
+        assert!(matches!(read(&directory.path().join("none")), Err(ReadError::Missing(_))));
+        let path = directory.path().join("large");
+        write(&path, b"").unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(MAX_BYTES + 1).unwrap();
+        assert!(matches!(read(&path), Err(ReadError::TooLarge(_))));
+    }
+
+    #[test]
+    fn new_directories_are_private_and_open_ones_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/b");
+        create_directory(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o700);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(create_directory(&path).is_err());
+    }
+}
