@@ -1,0 +1,87 @@
+//! `adit check`: whether a configuration is right, without touching anything.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use serde_json::json;
+
+use crate::config::diagnostic::Place;
+use crate::config::wgquick::{Hooks, WgQuick};
+use crate::config::{Config, Layers, Report};
+use crate::home::Home;
+
+/// Checks `file`, or the configuration of `home`. Names ending in `.conf` are wg-quick files.
+///
+/// # Errors
+/// The report of every error, unless it was printed as JSON.
+pub fn run(
+    home: &Home,
+    file: Option<&Path>,
+    allow_hooks: bool,
+    json: bool,
+    layers: &Layers,
+) -> anyhow::Result<ExitCode> {
+    let path = file.map_or_else(|| home.config_file(), Path::to_owned);
+    let checked = if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("conf")) {
+        let hooks = if allow_hooks { Hooks::Allowed } else { Hooks::Refused };
+        WgQuick::load(&path, hooks).map(|file| describe_client(&file))
+    } else {
+        Config::load_file(&path, layers).map(|config| describe_gateway(&config))
+    };
+    let name = path.display().to_string();
+    match checked {
+        Ok(summary) if json => {
+            let page = json!({"schema": 1, "file": name, "ok": true, "summary": summary, "errors": []});
+            crate::print_line(&page.to_string())?;
+        }
+        Ok(summary) => crate::print_line(&format!("{name}: ok ({summary})"))?,
+        Err(report) if json => {
+            crate::print_line(&errors(&name, &report).to_string())?;
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(report) => return Err(report.into()),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn errors(name: &str, report: &Report) -> serde_json::Value {
+    let errors: Vec<_> = report
+        .diagnostics()
+        .iter()
+        .map(|diagnostic| {
+            let (line, column, place) = match &diagnostic.place {
+                Place::Span(span) => {
+                    let (line, column) = report.source().line_column(span.start);
+                    (Some(line), Some(column), None)
+                }
+                Place::File => (None, None, None),
+                Place::Outside(place) => (None, None, Some(place)),
+            };
+            let complaint = &diagnostic.complaint;
+            json!({"line": line, "column": column, "place": place, "reason": complaint.reason, "fix": complaint.fix})
+        })
+        .collect();
+    json!({"schema": 1, "file": name, "ok": false, "count": report.count(), "errors": errors})
+}
+
+fn describe_gateway(config: &Config) -> String {
+    let gateway = &config.gateway;
+    let peers = count(config.peers.len(), "peer");
+    format!("gateway {}, UDP port {}, {peers}", gateway.interface, gateway.listen_port)
+}
+
+fn describe_client(file: &WgQuick) -> String {
+    let addresses: Vec<String> = file.interface.addresses.iter().map(ToString::to_string).collect();
+    let addresses = if addresses.is_empty() { "no address".to_owned() } else { addresses.join(", ") };
+    let note = if file.interface.save_config {
+        "; SaveConfig has no effect, adit never rewrites the file"
+    } else {
+        ""
+    };
+    format!("wg-quick file, {addresses}, {}{note}", count(file.peers.len(), "peer"))
+}
+
+fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}

@@ -1,0 +1,336 @@
+//! The command line: what can be said, and who does it.
+
+use std::ffi::{OsStr, OsString};
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+
+use crate::config::diagnostic::escape;
+use crate::config::name::PeerName;
+use crate::config::{Layers, Report};
+use crate::home::Home;
+use crate::{check, init, keys, peer};
+
+/// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
+const DEVICE_NAME: &str = "adit-wg";
+
+const EXAMPLES: &str = "\
+First run, on the gateway:
+  adit init --endpoint vpn.example.org:51820
+  adit peer add laptop > laptop.conf
+
+Called as adit-wg (ln -s adit adit-wg) it is a device for wg-quick:
+  WG_QUICK_USERSPACE_IMPLEMENTATION=adit-wg wg-quick up wg0";
+
+/// A self-hosted VPN in one program: gateway, client and userspace WireGuard device.
+#[derive(Debug, Parser)]
+#[command(name = "adit", version, about, after_help = EXAMPLES, propagate_version = true)]
+#[command(arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What every verb may be told.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Keep configuration, state and sockets in DIR, not in /etc, /var/lib and /run
+    #[arg(long, value_name = "DIR", env = "ADIT_HOME", global = true)]
+    home: Option<PathBuf>,
+    /// Log more; twice logs everything
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    verbose: u8,
+    /// Log warnings and errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// How log lines look
+    #[arg(long, value_name = "FORMAT", global = true, value_parser = ["text", "json"])]
+    log_format: Option<String>,
+    /// Log to a file, not to standard error
+    #[arg(long, value_name = "PATH", global = true)]
+    log_file: Option<PathBuf>,
+    /// Colours: auto heeds the terminal and NO_COLOR
+    #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
+    color: Color,
+}
+
+/// When output is coloured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal, unless `NO_COLOR` is set.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Write the configuration of a gateway
+    Init(init::InitArgs),
+    /// Manage the peers of the gateway
+    #[command(subcommand)]
+    Peer(PeerVerb),
+    /// Check a configuration file without touching anything
+    Check {
+        /// An adit.toml or a wg-quick .conf file [default: adit.toml of the home]
+        file: Option<PathBuf>,
+        /// Accept PreUp, PostUp, PreDown and PostDown
+        #[arg(long)]
+        allow_hooks: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print a new private key
+    Genkey,
+    /// Print the public key of the private key on stdin
+    Pubkey,
+    /// Print a new pre-shared key
+    Genpsk,
+    /// Print the version
+    Version {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man {
+        /// Write a page for every verb into DIR
+        #[arg(long, value_name = "DIR")]
+        all: Option<PathBuf>,
+    },
+    /// Be a server or client of the laboratory
+    #[command(hide = true)]
+    Lab {
+        /// The agent and its arguments
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum PeerVerb {
+    /// Make a peer and print its wg-quick file
+    Add(peer::AddArgs),
+    /// List the peers
+    #[command(visible_alias = "ls")]
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a peer, without its secrets
+    Show {
+        /// The peer
+        name: PeerName,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove a peer
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// The peer
+        name: PeerName,
+    },
+}
+
+/// Runs the program; the exit code is 0 for done, 1 for failed, 2 for a command that cannot be meant.
+pub fn main() -> ExitCode {
+    let arguments = as_device(std::env::args_os().collect());
+    let color = asked_color(&arguments);
+    let parsed = command().color(clap_color(color)).try_get_matches_from(arguments);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    let color = cli.global.color;
+    match cli.run() {
+        Ok(code) => code,
+        Err(error) => {
+            explain(&error, color);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The whole command line, for completions, manual pages and tests.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+impl Cli {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let home = Home::new(self.global.home.as_deref())?;
+        let layers = self.global.layers();
+        match self.verb {
+            Verb::Init(args) => init::run(&home, &args),
+            Verb::Peer(PeerVerb::Add(args)) => peer::add(&home, &args, &layers),
+            Verb::Peer(PeerVerb::List { json }) => peer::list(&home, json, &layers),
+            Verb::Peer(PeerVerb::Show { name, json }) => peer::show(&home, &name, json, &layers),
+            Verb::Peer(PeerVerb::Rm { name }) => peer::remove(&home, &name, &layers),
+            Verb::Check { file, allow_hooks, json } => {
+                check::run(&home, file.as_deref(), allow_hooks, json, &layers)
+            }
+            Verb::Genkey => keys::genkey(),
+            Verb::Pubkey => keys::pubkey(),
+            Verb::Genpsk => keys::genpsk(),
+            Verb::Version { json } => version(json),
+            Verb::Completions { shell } => completions(shell),
+            Verb::Man { all } => man(all.as_deref()),
+            Verb::Lab { arguments } => Ok(adit_lab::agent_main(arguments).unwrap_or(ExitCode::from(2))),
+        }
+    }
+}
+
+impl Global {
+    /// What the environment and the flags of every verb say about the configuration.
+    fn layers(&self) -> Layers {
+        let mut layers = Layers::from_environment();
+        match (self.quiet, self.verbose) {
+            (true, _) => layers.flag("log.level", "--quiet", "warn"),
+            (false, 0) => {}
+            (false, 1) => layers.flag("log.level", "--verbose", "debug"),
+            (false, _) => layers.flag("log.level", "--verbose", "trace"),
+        }
+        if let Some(format) = &self.log_format {
+            layers.flag("log.format", "--log-format", format);
+        }
+        if let Some(file) = &self.log_file {
+            layers.flag("log.file", "--log-file", file.display());
+        }
+        layers
+    }
+}
+
+impl Color {
+    /// Whether to colour what goes to `stream`.
+    pub fn wanted(self, stream: &impl IsTerminal) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => {
+                std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && stream.is_terminal()
+            }
+        }
+    }
+}
+
+/// `adit-wg wg0` means `adit wg wg0`.
+fn as_device(mut arguments: Vec<OsString>) -> Vec<OsString> {
+    let called = arguments.first().map(Path::new).and_then(Path::file_name);
+    if called == Some(OsStr::new(DEVICE_NAME)) {
+        arguments.insert(1, "wg".into());
+    }
+    arguments
+}
+
+/// The colour must be known before the command line is parsed: its errors are coloured too.
+fn asked_color(arguments: &[OsString]) -> Color {
+    let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
+    let joined = words.iter().find_map(|word| word.strip_prefix("--color="));
+    let apart = || words.windows(2).find_map(|pair| (pair[0] == "--color").then_some(pair[1]));
+    let asked = joined.or_else(apart).and_then(|word| Color::from_str(word, false).ok());
+    asked.unwrap_or(Color::Auto)
+}
+
+fn clap_color(color: Color) -> ColorChoice {
+    match color {
+        Color::Auto => ColorChoice::Auto,
+        Color::Always => ColorChoice::Always,
+        Color::Never => ColorChoice::Never,
+    }
+}
+
+fn explain(error: &anyhow::Error, color: Color) {
+    let mut stderr = io::stderr().lock();
+    let color = color.wanted(&stderr);
+    // Stderr is the last resort: when it is closed there is nobody to tell.
+    let _ = match error.downcast_ref::<Report>() {
+        Some(report) => {
+            let first = error.to_string();
+            let context = if error.is::<Report>() && first != report.to_string() {
+                format!("adit: {}\n\n", escape(&first))
+            } else {
+                String::new()
+            };
+            write!(stderr, "{context}{}", report.render(color))
+        }
+        None => {
+            let lines: Vec<String> = format!("{error:#}").lines().map(escape).collect();
+            writeln!(stderr, "adit: {}", lines.join("\n"))
+        }
+    };
+}
+
+fn version(json: bool) -> anyhow::Result<ExitCode> {
+    let version = env!("CARGO_PKG_VERSION");
+    if json {
+        crate::print_line(&serde_json::json!({"schema": 1, "name": "adit", "version": version}).to_string())?;
+    } else {
+        crate::print_line(&format!("adit {version}"))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command(), "adit", &mut script);
+    crate::print_line(String::from_utf8_lossy(&script).trim_end())?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn man(all: Option<&Path>) -> anyhow::Result<ExitCode> {
+    match all {
+        Some(directory) => {
+            std::fs::create_dir_all(directory)?;
+            clap_mangen::generate_to(command(), directory)?;
+        }
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(command()).render(&mut page)?;
+            crate::print_line(String::from_utf8_lossy(&page).trim_end())?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_contradicts_itself_nowhere() {
+        command().debug_assert();
+    }
+
+    #[test]
+    fn the_device_name_chooses_the_device_verb() {
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(as_device(words(&["/usr/bin/adit-wg", "wg0"])), words(&["/usr/bin/adit-wg", "wg", "wg0"]));
+        assert_eq!(as_device(words(&["adit", "up"])), words(&["adit", "up"]));
+        assert_eq!(as_device(words(&[])), words(&[]));
+    }
+
+    #[test]
+    fn the_colour_is_known_before_the_rest_is() {
+        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
+        assert_eq!(asked_color(&words("adit --color never up")), Color::Never);
+        assert_eq!(asked_color(&words("adit up --color=always")), Color::Always);
+        assert_eq!(asked_color(&words("adit up --color")), Color::Auto);
+    }
+}

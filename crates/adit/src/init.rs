@@ -1,0 +1,362 @@
+//! `adit init`: the configuration of a gateway, without a question.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use ipnet::{Ipv4Net, Ipv6Net};
+use zeroize::Zeroizing;
+
+use crate::config::name::InterfaceName;
+use crate::config::{Config, Document, KEYS, Layers, Report, Source, parse_network, parse_network6};
+use crate::endpoint::HostPort;
+use crate::home::Home;
+use crate::keys;
+use crate::private_file;
+use crate::state::Lock;
+
+/// WireGuard's port.
+const DEFAULT_PORT: u16 = 51820;
+
+/// What `adit init` may be told. What it is not told, it decides.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InitArgs {
+    /// Where clients reach this gateway [default: this host's address, when it is a public one]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub endpoint: Option<HostPort>,
+    /// UDP port to listen on, on every address [default: the port of the endpoint]
+    #[arg(long, value_name = "[ADDR]:PORT", value_parser = crate::config::parse_listen)]
+    pub listen: Option<u16>,
+    /// IPv4 network inside the tunnel [default: 10.86.0.0/24, or the next that is free here]
+    #[arg(long, value_name = "CIDR", value_parser = parse_network)]
+    pub network: Option<Ipv4Net>,
+    /// IPv6 network inside the tunnel [default: a random private /64]
+    #[arg(long, value_name = "CIDR", value_parser = parse_network6)]
+    pub network6: Option<Ipv6Net>,
+    /// Name of the tunnel interface [default: adit0]
+    #[arg(long, value_name = "NAME")]
+    pub interface: Option<InterfaceName>,
+    /// Change an existing configuration as told; key and peers stay, a backup is kept
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Writes `adit.toml` of `home`, or compares it with what is asked when it is there already.
+///
+/// # Errors
+/// The file cannot be written, or exists and is wrong.
+pub fn run(home: &Home, args: &InitArgs) -> anyhow::Result<ExitCode> {
+    let _lock = Lock::hold(home)?;
+    let path = home.config_file();
+    if fs::symlink_metadata(&path).is_ok() {
+        return existing(home, &path, args);
+    }
+    let decisions = Decisions::make(args)?;
+    write_checked(&path, &decisions.file()?)?;
+    decisions.print()?;
+    let flag = home.flag();
+    crate::print_line(&format!(
+        "\nwrote {} (mode 0600; it holds the key of the gateway)\nnext: adit peer add NAME{flag}   a file for each \
+         client\n      adit gateway{flag}         run the gateway",
+        path.display()
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What was decided, and why.
+struct Decisions {
+    endpoint: (HostPort, String),
+    port: (u16, String),
+    network: (Ipv4Net, String),
+    network6: (Ipv6Net, String),
+    interface: (InterfaceName, String),
+}
+
+impl Decisions {
+    fn make(args: &InitArgs) -> anyhow::Result<Self> {
+        let given = || "as you said".to_owned();
+        let endpoint = match &args.endpoint {
+            Some(endpoint) => (endpoint.clone(), given()),
+            None => {
+                let host = public_address()?.to_string();
+                (
+                    HostPort { host, port: args.listen.unwrap_or(DEFAULT_PORT) },
+                    "this host's own public address".to_owned(),
+                )
+            }
+        };
+        let port = match args.listen {
+            Some(port) => (port, given()),
+            None => (endpoint.0.port, "the port of the endpoint".to_owned()),
+        };
+        let network = match args.network {
+            Some(network) => (network, given()),
+            None => free_network(&routes()),
+        };
+        let network6 = match args.network6 {
+            Some(network) => (network, given()),
+            None => {
+                (random_network6()?, "random and private (RFC 4193), so it clashes with no other".to_owned())
+            }
+        };
+        let interface = match &args.interface {
+            Some(name) => (name.clone(), given()),
+            None => ("adit0".parse()?, "the default".to_owned()),
+        };
+        Ok(Self { endpoint, port, network, network6, interface })
+    }
+
+    fn value(&self, key: &str) -> Option<String> {
+        match key {
+            "interface" => Some(self.interface.0.to_string()),
+            "listen" => Some(format!(":{}", self.port.0)),
+            "endpoint" => Some(self.endpoint.0.to_string()),
+            "network" => Some(self.network.0.to_string()),
+            "network6" => Some(self.network6.0.to_string()),
+            _ => None,
+        }
+    }
+
+    /// Every key with what it is for; those that keep their default stand in comments.
+    fn file(&self) -> anyhow::Result<Zeroizing<String>> {
+        let key = keys::generate_private()?;
+        let mut text = Zeroizing::new(String::with_capacity(4096));
+        text.push_str(
+            "# The configuration of an adit gateway. `adit check` checks it, `adit gateway` runs it.\n\
+             # A variable such as ADIT_GATEWAY_LISTEN comes before the file, a flag before both.\n\n\
+             config_version = 1\n",
+        );
+        let mut section = "";
+        for key_info in KEYS.iter().filter(|key| key.section != "peer") {
+            if key_info.section != section {
+                section = key_info.section;
+                write!(text, "\n[{section}]\n")?;
+            }
+            writeln!(text, "# {}", key_info.about)?;
+            let name = key_info.name;
+            match (self.value(name), key_info.default) {
+                _ if name == "private_key" => {
+                    writeln!(text, "private_key = \"{}\"", keys::secret_text(key.as_bytes()).as_str())?;
+                }
+                (Some(value), _) if section == "gateway" => writeln!(text, "{name} = \"{value}\"")?,
+                (_, Some(default @ ("true" | "false"))) => writeln!(text, "# {name} = {default}")?,
+                (_, default) => writeln!(text, "# {name} = \"{}\"", default.unwrap_or_default())?,
+            }
+        }
+        text.push_str("\n# `adit peer add NAME` appends a [[peer]] section for each client.\n");
+        Ok(text)
+    }
+
+    fn print(&self) -> anyhow::Result<()> {
+        let lines = [
+            ("endpoint", self.endpoint.0.to_string(), &self.endpoint.1),
+            ("listen", format!("UDP port {}", self.port.0), &self.port.1),
+            ("network", self.network.0.to_string(), &self.network.1),
+            ("network6", self.network6.0.to_string(), &self.network6.1),
+            ("interface", self.interface.0.to_string(), &self.interface.1),
+        ];
+        for (name, value, reason) in lines {
+            crate::print_line(&format!("  {name:<10} {value:<28} {reason}"))?;
+        }
+        crate::print_line(&format!("  {:<10} {:<28} made here, never printed", "key", "a new X25519 key"))
+    }
+}
+
+/// There is a file already: leave it, or change what is asked and keep a backup.
+fn existing(home: &Home, path: &Path, args: &InitArgs) -> anyhow::Result<ExitCode> {
+    let config = Config::load(home, &Layers::default())
+        .with_context(|| format!("{} exists and is wrong; it was left as it is", path.display()))?;
+    let changes = differences(&config, args);
+    if changes.is_empty() {
+        crate::print_line(&format!(
+            "{} exists already and says the same; nothing was changed",
+            path.display()
+        ))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !args.force {
+        let list: Vec<String> = changes
+            .iter()
+            .map(|change| format!("{} is {}, not {}", change.key, change.now, change.asked))
+            .collect();
+        bail!(
+            "{} exists already and differs: {}; nothing was changed; edit the file, or add --force to change it (a \
+             backup is kept)",
+            path.display(),
+            list.join("; ")
+        );
+    }
+    let mut document = Document::open(path)?;
+    for change in &changes {
+        document.set_gateway(change.key, &change.asked)?;
+    }
+    document.check().context("the change would make the configuration wrong; nothing was changed")?;
+    let backup = backup(path)?;
+    document.save()?;
+    for change in &changes {
+        crate::print_line(&format!("  {:<10} {} (was {})", change.key, change.asked, change.now))?;
+    }
+    crate::print_line(&format!("changed {}; the old file is {}", path.display(), backup.display()))?;
+    crate::print_line(
+        "files of clients that were made before keep the old values: send them new ones if they need them",
+    )?;
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Change {
+    key: &'static str,
+    now: String,
+    asked: String,
+}
+
+fn differences(config: &Config, args: &InitArgs) -> Vec<Change> {
+    let gateway = &config.gateway;
+    let or_none = |text: Option<String>| text.unwrap_or_else(|| "not set".to_owned());
+    let all = [
+        (
+            "endpoint",
+            or_none(gateway.endpoint.as_ref().map(ToString::to_string)),
+            args.endpoint.as_ref().map(ToString::to_string),
+        ),
+        ("listen", format!(":{}", gateway.listen_port), args.listen.map(|port| format!(":{port}"))),
+        ("network", gateway.network.to_string(), args.network.map(|network| network.to_string())),
+        (
+            "network6",
+            or_none(gateway.network6.map(|network| network.to_string())),
+            args.network6.map(|network| network.to_string()),
+        ),
+        ("interface", gateway.interface.to_string(), args.interface.as_ref().map(ToString::to_string)),
+    ];
+    all.into_iter()
+        .filter_map(|(key, now, asked)| {
+            Some(Change { key, asked: asked.filter(|asked| *asked != now)?, now })
+        })
+        .collect()
+}
+
+fn write_checked(path: &Path, text: &str) -> anyhow::Result<()> {
+    let source = Source::new(path.display().to_string(), text);
+    let checked: Result<Config, Report> = Config::parse(&source, Path::new("."), &Layers::default());
+    checked.context("these choices do not fit together; nothing was written")?;
+    private_file::write(path, text.as_bytes())
+}
+
+fn backup(path: &Path) -> anyhow::Result<PathBuf> {
+    let contents = private_file::read(path)?;
+    for number in 1..10_000 {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".bak{number}"));
+        let backup = PathBuf::from(name);
+        if fs::symlink_metadata(&backup).is_err() {
+            private_file::write(&backup, &contents)?;
+            return Ok(backup);
+        }
+    }
+    bail!("there are too many backups of {}; remove some", path.display())
+}
+
+/// The address this host speaks to the internet with, when the internet can reach it by that.
+fn public_address() -> anyhow::Result<IpAddr> {
+    const HINT: &str = "tell it where clients reach this host: `adit init --endpoint HOST:PORT`";
+    let address = outside_address([192, 0, 2, 1].into())
+        .or_else(|| outside_address(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()))
+        .with_context(|| {
+            format!("this host has no route to the internet, so its public address is unknown; {HINT}")
+        })?;
+    let is_public = match address {
+        IpAddr::V4(v4) => {
+            let carrier_grade = v4.octets()[0] == 100 && (64..128).contains(&v4.octets()[1]);
+            !(v4.is_private() || v4.is_loopback() || v4.is_link_local() || carrier_grade)
+        }
+        IpAddr::V6(v6) => !(v6.is_unique_local() || v6.is_loopback() || v6.is_unicast_link_local()),
+    };
+    if is_public {
+        Ok(address)
+    } else {
+        bail!("this host's address {address} is private, so its public one is unknown; {HINT}")
+    }
+}
+
+/// Connecting a UDP socket sends nothing; it only asks the routing table.
+fn outside_address(to: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
+    socket.connect(SocketAddr::new(to, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
+fn random_network6() -> anyhow::Result<Ipv6Net> {
+    let random = keys::generate_preshared()?;
+    let [a, b, c, d, e, f, g, ..] = *random.as_bytes();
+    let bytes = [0xfd, a, b, c, d, e, f, g, 0, 0, 0, 0, 0, 0, 0, 0];
+    Ok(Ipv6Net::new_assert(bytes.into(), 64))
+}
+
+/// The first of 10.86.0.0/24, 10.87.0.0/24, ... that clashes with no route of this host.
+fn free_network(routes: &[Ipv4Net]) -> (Ipv4Net, String) {
+    let clash = |network: &Ipv4Net| {
+        routes.iter().find(|route| route.contains(&network.network()) || network.contains(&route.network()))
+    };
+    let candidates = (86..=126).map(|second| Ipv4Net::new_assert([10, second, 0, 0].into(), 24));
+    let mut passed = None;
+    for network in candidates {
+        match (clash(&network), passed) {
+            (None, None) => return (network, "clashes with no network of this host".to_owned()),
+            (None, Some(route)) => return (network, format!("because this host reaches {route} already")),
+            (Some(route), _) => passed = passed.or(Some(*route)),
+        }
+    }
+    let all = Ipv4Net::new_assert([100, 126, 86, 0].into(), 24);
+    (all, "because this host reaches all of 10.86.0.0 to 10.126.255.255 already".to_owned())
+}
+
+/// The IPv4 routes of this host but for the default route.
+fn routes() -> Vec<Ipv4Net> {
+    let table = fs::read_to_string("/proc/net/route").unwrap_or_default();
+    table.lines().skip(1).filter_map(parse_route).filter(|route| route.prefix_len() > 1).collect()
+}
+
+/// A line of `/proc/net/route` (`proc(5)`): destination and mask in the byte order of the host.
+fn parse_route(line: &str) -> Option<Ipv4Net> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let number = |index: usize| u32::from_str_radix(fields.get(index)?, 16).ok().map(u32::to_ne_bytes);
+    let (destination, mask) = (Ipv4Addr::from(number(1)?), Ipv4Addr::from(number(7)?));
+    Ipv4Net::with_netmask(destination, mask).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn a_network_that_this_host_reaches_is_passed_over() {
+        assert_eq!(free_network(&[net("192.168.0.0/16")]).0, net("10.86.0.0/24"));
+        let (network, reason) = free_network(&[net("10.86.0.0/16"), net("10.87.0.128/25")]);
+        assert_eq!(network, net("10.88.0.0/24"));
+        assert!(reason.contains("10.86.0.0/16"), "{reason}");
+        assert_eq!(free_network(&[net("10.0.0.0/8")]).0, net("100.126.86.0/24"));
+    }
+
+    #[test]
+    fn routes_are_read_as_the_kernel_writes_them() {
+        let destination = u32::from_ne_bytes([172, 17, 0, 0]);
+        let mask = u32::from_ne_bytes([255, 255, 0, 0]);
+        let line = format!("docker0\t{destination:08X}\t00000000\t0001\t0\t0\t0\t{mask:08X}\t0\t0\t0");
+        assert_eq!(parse_route(&line), Some(net("172.17.0.0/16")));
+        assert_eq!(parse_route("garbage"), None);
+    }
+
+    #[test]
+    fn random_networks_are_private_and_differ() {
+        let (a, b) = (random_network6().unwrap(), random_network6().unwrap());
+        assert!(a.network().is_unique_local() && a.prefix_len() == 64 && a == a.trunc());
+        assert_ne!(a, b);
+    }
+}

@@ -1,0 +1,42 @@
+//! The program: what should be true, and the verbs that make it so.
+
+pub mod check;
+pub mod cli;
+pub mod client;
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod device;
+pub mod driver;
+pub mod endpoint;
+pub mod gateway;
+pub mod heard;
+pub mod home;
+pub mod init;
+pub mod instance;
+pub mod keys;
+pub mod log;
+pub mod peer;
+pub mod private_file;
+pub mod privilege;
+pub mod socket;
+pub mod state;
+pub mod status;
+pub mod uapi;
+pub mod wg;
+
+use std::io::{self, Write};
+
+/// Writes a line to stdout. A reader that has had enough (`adit peer list | head -1`) is no error.
+///
+/// # Errors
+/// Stdout is closed or its disk is full.
+pub fn print_line(line: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(anyhow::Error::new(error).context("cannot write to stdout"))
+        }
+        _ => Ok(()),
+    }
+}
