@@ -1,4 +1,6 @@
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -214,13 +216,17 @@ impl Host {
     pub fn set_resolv_conf(&self, text: &str) -> Result<()> {
         let directory = resolver_directory(self.namespace());
         make_directory(&directory)?;
-        self.write_file(&directory.join("resolv.conf"), text)
+        let path = directory.join("resolv.conf");
+        fs::write(&path, text).map_err(LabError::io(format!("write {}", path.display())))
     }
 
-    /// Writes a file in the host's directory (or at an absolute path) and returns where it is.
+    /// Writes a file in the host's directory, readable by root alone, and returns where it is.
     pub fn write(&self, name: &str, contents: impl AsRef<[u8]>) -> Result<PathBuf> {
         let path = self.directory().join(name);
-        self.write_file(&path, contents)?;
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let written = options.open(&path).and_then(|mut file| file.write_all(contents.as_ref()));
+        written.map_err(LabError::io(format!("write {}", path.display())))?;
         Ok(path)
     }
 
@@ -234,10 +240,6 @@ impl Host {
             Ok(output) => LabError::malformed(format!("the output of `{}`", output.command), output.stdout),
             Err(error) => error,
         })
-    }
-
-    fn write_file(&self, path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
-        fs::write(path, contents).map_err(LabError::io(format!("write {}", path.display())))
     }
 }
 

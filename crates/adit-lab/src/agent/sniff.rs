@@ -7,11 +7,12 @@ use std::thread;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
-use nix::ifaddrs::getifaddrs;
+use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, setsockopt, socket, sockopt,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
+use socket2::{SockFilter, SockRef};
 
 use super::{AgentError, Outcome, Words, failed};
 use crate::pcap::{LinkType, write_frame, write_header};
@@ -29,7 +30,7 @@ pub(super) fn capture(words: &mut Words) -> Outcome {
     write_header(&mut file, link_type(&interface)?)?;
     let socket = packet_socket(&interface)?;
     let mut frame = vec![0; FRAME_BYTES_MAX];
-    // Frames of other interfaces, from before the socket was bound to this one.
+    // Frames of other interfaces, from before the filter was in place.
     while recv(socket.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT).is_ok() {}
     println!("capturing on {interface}");
     let closed = input_closed();
@@ -47,24 +48,39 @@ pub(super) fn capture(words: &mut Words) -> Outcome {
 }
 
 fn packet_socket(interface: &str) -> Outcome<OwnedFd> {
-    let missing = || AgentError::Failed(format!("there is no interface {interface}"));
-    let same_name = getifaddrs()?.filter(|found| found.interface_name == interface);
-    let address =
-        same_name.filter_map(|it| it.address?.as_link_addr().copied()).next().ok_or_else(missing)?;
+    let index: u32 = property(interface, "ifindex")?;
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+    SockRef::from(&socket).attach_filter(&only_of(index)).map_err(failed("cannot filter"))?;
     // Best effort: without the right to exceed the system's limit the usual buffer stays.
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &KERNEL_BUFFER_BYTES);
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50))?;
-    bind(socket.as_raw_fd(), &address)?;
     Ok(socket)
 }
 
+/// Lets pass the frames of one interface. A filter, because binding to it takes an address that devices without
+/// hardware address, such as TUN, do not have in any safe interface (Linux, Documentation/networking/filter.rst).
+fn only_of(interface_index: u32) -> [SockFilter; 4] {
+    let interface_of_frame = (libc::SKF_AD_OFF + libc::SKF_AD_IFINDEX) as u32;
+    let instruction = |code: u32, skip_if_false, k| SockFilter::new(code as u16, 0, skip_if_false, k);
+    [
+        instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, interface_of_frame),
+        instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, interface_index),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, FRAME_BYTES_MAX as u32),
+        instruction(libc::BPF_RET | libc::BPF_K, 0, 0),
+    ]
+}
+
 fn link_type(interface: &str) -> Outcome<LinkType> {
-    const ETHERNET: &str = "1";
-    const LOOPBACK: &str = "772";
-    let path = format!("/sys/class/net/{interface}/type");
-    let number = fs::read_to_string(&path).map_err(failed(format!("there is no interface {interface}")))?;
-    Ok(if [ETHERNET, LOOPBACK].contains(&number.trim()) { LinkType::Ethernet } else { LinkType::Raw })
+    const ETHERNET: u32 = 1;
+    const LOOPBACK: u32 = 772;
+    let number = property(interface, "type")?;
+    Ok(if [ETHERNET, LOOPBACK].contains(&number) { LinkType::Ethernet } else { LinkType::Raw })
+}
+
+fn property(interface: &str, name: &str) -> Outcome<u32> {
+    let path = format!("/sys/class/net/{interface}/{name}");
+    let text = fs::read_to_string(&path).map_err(failed(format!("there is no interface {interface}")))?;
+    Ok(text.trim().parse()?)
 }
 
 fn input_closed() -> Arc<AtomicBool> {
