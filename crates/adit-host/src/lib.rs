@@ -1,1 +1,40 @@
-//! See the workspace README.
+//! Makes the operating system match a [`Plan`], and puts it back exactly.
+//!
+//! ```text
+//!   Plan ──► apply ──► Guard ──► undo
+//!              │                  ▲
+//!              ▼                  │
+//!           journal ──► undo_journal   (after a crash or SIGKILL)
+//! ```
+//!
+//! A plan is data. [`apply`] looks at the host, writes to the journal what it is about to change and what was there
+//! before, and only then changes it. Everything runs in the network namespace of the calling thread, is synchronous,
+//! and may be called from inside or outside an async runtime.
+
+mod address;
+mod client;
+mod dns;
+mod error;
+mod firewall;
+mod gateway;
+mod guard;
+mod journal;
+mod link;
+mod namespace;
+mod netlink;
+mod plan;
+mod program;
+mod route;
+mod rule;
+mod sysctl;
+
+pub use client::{ClientHost, RouteTable, client_plan};
+pub use error::HostError;
+pub use firewall::{ClientFirewall, Firewall, GatewayFirewall, Listener, Transport};
+pub use gateway::{GatewayHost, gateway_plan};
+pub use guard::{Guard, Report, apply, undo_journal};
+pub use link::link_exists;
+pub use plan::{Address, Change, Dns, Family, Fwmark, Hop, Link, MAIN_TABLE, Plan, Route, Rule, Sysctl};
+pub use route::{LocalNetwork, Uplink, auto_mtu, default_uplink, find_free_table, local_networks, route_mtu};
+pub use rule::find_free_priority;
+pub use sysctl::links_accepting_router_advertisements;

@@ -1,0 +1,106 @@
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why the host could not be changed or put back: what happened, why, and what to do next.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The kernel or the file system refused for lack of rights.
+    #[error(
+        "cannot {doing}: permission denied. Changing the host's network needs root: run the command with sudo, \
+         or grant it CAP_NET_ADMIN"
+    )]
+    PermissionDenied { doing: String },
+
+    /// A network interface named in the plan is not there.
+    #[error(
+        "cannot {doing}: there is no network interface {link} in this network namespace. Create the tunnel first, \
+         or correct the name (ip link shows what exists)"
+    )]
+    LinkMissing { doing: String, link: String },
+
+    /// Something that belongs to others occupies the place we need.
+    #[error(
+        "cannot {doing}: {other} is already there and is not ours. Remove it, or choose another {choose}"
+    )]
+    Conflict { doing: String, other: String, choose: &'static str },
+
+    /// The kernel refused a change.
+    #[error("cannot {doing}: {source}{next}")]
+    Kernel { doing: String, source: io::Error, next: &'static str },
+
+    /// A file could not be read or written.
+    #[error("cannot {doing} {}: {source}{next}", path.display())]
+    File { doing: &'static str, path: PathBuf, source: io::Error, next: &'static str },
+
+    /// A program we need is not installed.
+    #[error("cannot {doing}: the program {program} is not installed. Install it: {install}")]
+    ProgramMissing { doing: String, program: &'static str, install: &'static str },
+
+    /// A program we ran failed.
+    #[error(
+        "cannot {doing}: {program} failed: {said}. Run `{program} --version` to check that it works here"
+    )]
+    ProgramFailed { doing: String, program: String, said: String },
+
+    /// A plan names a sysctl that cannot be one.
+    #[error("{key:?} is not a sysctl key. Write it like net.ipv4.ip_forward")]
+    BadSysctlKey { key: String },
+
+    /// Another live process holds the journal.
+    #[error(
+        "the journal {} is in use by another running process. Stop that one first (adit down), or use another --home",
+        path.display()
+    )]
+    JournalBusy { path: PathBuf },
+
+    /// The changes were made in a different, still living, network namespace.
+    #[error(
+        "the changes in {} were made in network namespace {made_in}, and this is {here}. \
+         Run the same command inside that namespace (ip netns exec NAME …)",
+        journal.display()
+    )]
+    OtherNamespace { journal: PathBuf, made_in: String, here: String },
+
+    /// Some changes could not be undone; they stay in the journal.
+    #[error(
+        "{} of the changes could not be undone: {}. They stay recorded in {}: mend the cause and run adit down again",
+        failures.len(), failures.join("; "), journal.display()
+    )]
+    UndoIncomplete { journal: PathBuf, failures: Vec<String> },
+
+    /// A change failed and what was made before it could not all be undone.
+    #[error("{cause}. Also, {undo}")]
+    RollbackIncomplete { cause: Box<HostError>, undo: Box<HostError> },
+}
+
+impl HostError {
+    pub(crate) fn kernel(doing: impl Into<String>, source: io::Error) -> HostError {
+        let doing = doing.into();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => HostError::PermissionDenied { doing },
+            io::ErrorKind::NetworkUnreachable => HostError::Kernel {
+                doing,
+                source,
+                next: ". The gateway of the route is not reachable from this host: check the address and the interface",
+            },
+            io::ErrorKind::NetworkDown => {
+                HostError::Kernel { doing, source, next: ". The interface is down: bring it up first" }
+            }
+            _ => HostError::Kernel { doing, source, next: "" },
+        }
+    }
+
+    pub(crate) fn file(doing: &'static str, path: &Path, source: io::Error) -> HostError {
+        let next = match source.kind() {
+            io::ErrorKind::PermissionDenied => {
+                ". Run the command with sudo; if it still fails, the file may be immutable (lsattr shows it)"
+            }
+            io::ErrorKind::ReadOnlyFilesystem => {
+                ". The file system is read-only here (a container?): set it from outside"
+            }
+            io::ErrorKind::StorageFull => ". The disk is full: free some space",
+            _ => "",
+        };
+        HostError::File { doing, path: path.to_owned(), source, next }
+    }
+}

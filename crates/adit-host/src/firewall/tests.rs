@@ -1,0 +1,75 @@
+use super::*;
+
+fn gateway(listeners: &[(Transport, u16)]) -> GatewayFirewall {
+    GatewayFirewall {
+        link: "adit0".into(),
+        inside: vec!["10.9.0.0/24".parse().unwrap(), "fd00:9::/64".parse().unwrap()],
+        listeners: listeners
+            .iter()
+            .map(|(transport, port)| Listener { transport: *transport, port: *port })
+            .collect(),
+        masquerade: true,
+        client_to_client: false,
+        denied: vec![],
+        only_tunnel_forwards: false,
+    }
+}
+
+fn objects(firewall: &Firewall) -> Vec<Value> {
+    firewall.ruleset()["nftables"].as_array().unwrap().clone()
+}
+
+/// Compares with a file of one object per line; the failure prints what the file should be.
+fn assert_is(firewall: &Firewall, snapshot: &str) {
+    let expected: Vec<Value> = snapshot.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let found = objects(firewall);
+    let lines: Vec<String> = found.iter().map(Value::to_string).collect();
+    assert!(found == expected, "the ruleset is now\n{}", lines.join("\n"));
+}
+
+#[test]
+fn no_masqueraded_connection_can_get_a_port_we_listen_on() {
+    let ports = |listeners: &[(Transport, u16)]| gateway(listeners).masquerade_ports();
+    assert_eq!(ports(&[]), (32768, 60999));
+    assert_eq!(ports(&[(Transport::Tcp, 443), (Transport::Udp, 443)]), (32768, 60999));
+    assert_eq!(ports(&[(Transport::Udp, 51820)]), (32768, 51819));
+    assert_eq!(ports(&[(Transport::Udp, 40000), (Transport::Tcp, 40000)]), (40001, 60999));
+    assert_eq!(ports(&[(Transport::Udp, 32768)]), (32769, 60999));
+    assert_eq!(ports(&[(Transport::Udp, 60999)]), (32768, 60998));
+    assert_eq!(ports(&[(Transport::Udp, 51820), (Transport::Udp, 42000)]), (42001, 51819));
+}
+
+#[test]
+fn the_table_is_named_after_the_link_and_only_with_plain_characters() {
+    let named = |link: &str| Firewall::Gateway(GatewayFirewall { link: link.into(), ..gateway(&[]) }).table();
+    assert_eq!(named("adit0"), "adit_adit0");
+    assert_eq!(named("vpn-1.x y;{"), "adit_vpn_1_x_y__");
+}
+
+#[test]
+fn the_gateway_ruleset_is_this() {
+    let firewall = gateway(&[(Transport::Udp, 51820), (Transport::Tcp, 443)]);
+    let firewall =
+        Firewall::Gateway(GatewayFirewall { denied: vec!["10.0.0.0/8".parse().unwrap()], ..firewall });
+    assert_is(&firewall, include_str!("gateway.jsonl"));
+}
+
+#[test]
+fn the_client_ruleset_is_this() {
+    let firewall = Firewall::Client(ClientFirewall {
+        link: "adit0".into(),
+        addresses: vec!["10.9.0.2".parse().unwrap(), "fd00:9::2".parse().unwrap()],
+        fwmark: 51820,
+    });
+    assert_is(&firewall, include_str!("client.jsonl"));
+}
+
+#[test]
+fn what_others_do_to_forwarding_is_theirs_unless_asked() {
+    let last = |only_tunnel_forwards| {
+        let firewall = GatewayFirewall { only_tunnel_forwards, masquerade: false, ..gateway(&[]) };
+        objects(&Firewall::Gateway(firewall)).pop().unwrap()["add"]["rule"]["expr"].clone()
+    };
+    assert_eq!(last(false).as_array().unwrap().len(), 2, "what goes into the tunnel is dropped");
+    assert_eq!(last(true), serde_json::json!([{ "drop": null }]));
+}

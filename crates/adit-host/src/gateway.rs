@@ -1,0 +1,128 @@
+use ipnet::IpNet;
+
+use crate::firewall::{Firewall, GatewayFirewall, Listener};
+use crate::plan::{Address, Family, Hop, Link, MAIN_TABLE, Plan, Route, Sysctl};
+
+/// What a gateway's host should be like while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GatewayHost {
+    pub link: String,
+    /// The gateway's inside addresses, with the prefix of the inside network.
+    pub addresses: Vec<IpNet>,
+    pub mtu_bytes: u32,
+    /// Networks behind clients, beyond the inside network.
+    pub routes: Vec<IpNet>,
+    pub listeners: Vec<Listener>,
+    pub masquerade: bool,
+    pub client_to_client: bool,
+    /// Destinations that clients may not reach through the gateway.
+    pub denied: Vec<IpNet>,
+    /// Drop what is forwarded between other interfaces.
+    pub only_tunnel_forwards: bool,
+    /// [`links_accepting_router_advertisements`](crate::links_accepting_router_advertisements).
+    pub links_accepting_ra: Vec<String>,
+}
+
+/// The plan for a gateway: it forwards between the tunnel and the rest, and masquerades what leaves.
+pub fn gateway_plan(host: &GatewayHost) -> Plan {
+    let link = &host.link;
+    let inside = inside(host);
+    let families: Vec<Family> = Family::BOTH
+        .into_iter()
+        .filter(|family| inside.iter().any(|net| Family::of(net.addr()) == *family))
+        .collect();
+    let mut sysctls = Vec::new();
+    if families.contains(&Family::Ipv4) {
+        sysctls.push(Sysctl::new("net.ipv4.ip_forward", "1"));
+    }
+    if families.contains(&Family::Ipv6) {
+        // A forwarding host stops hearing router advertisements, and so loses its own default route, unless told 2.
+        for uplink in host.links_accepting_ra.iter().filter(|it| *it != link) {
+            sysctls.push(Sysctl::new(format!("net/ipv6/conf/{uplink}/accept_ra"), "2"));
+        }
+        sysctls.push(Sysctl::new("net.ipv6.conf.all.forwarding", "1"));
+    }
+    let route = |net: &IpNet| Route {
+        destination: net.trunc(),
+        hop: Hop::Link(link.clone()),
+        table: MAIN_TABLE,
+        metric: None,
+    };
+    Plan {
+        firewalls: vec![Firewall::Gateway(GatewayFirewall {
+            link: link.clone(),
+            inside,
+            listeners: host.listeners.clone(),
+            masquerade: host.masquerade,
+            client_to_client: host.client_to_client,
+            denied: host.denied.clone(),
+            only_tunnel_forwards: host.only_tunnel_forwards,
+        })],
+        sysctls,
+        links: vec![Link { name: link.clone(), mtu_bytes: Some(host.mtu_bytes), up: true }],
+        addresses: host.addresses.iter().map(|it| Address { link: link.clone(), address: *it }).collect(),
+        routes: host.routes.iter().map(route).collect(),
+        rules: Vec::new(),
+        dns: None,
+    }
+}
+
+/// A default route towards a client is no inside network: masquerading it would catch the host's own traffic.
+fn inside(host: &GatewayHost) -> Vec<IpNet> {
+    let nets = host.addresses.iter().chain(&host.routes).map(IpNet::trunc).filter(|net| net.prefix_len() > 0);
+    IpNet::aggregate(&nets.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::firewall::Transport;
+
+    #[test]
+    fn a_gateway_forwards_and_masquerades_both_families() {
+        let plan = gateway_plan(&GatewayHost {
+            link: "adit0".into(),
+            addresses: vec!["10.9.0.1/24".parse().unwrap(), "fd00:9::1/64".parse().unwrap()],
+            mtu_bytes: 1420,
+            routes: vec!["192.168.50.0/24".parse().unwrap()],
+            listeners: vec![Listener { transport: Transport::Udp, port: 51820 }],
+            masquerade: true,
+            client_to_client: false,
+            denied: vec!["169.254.0.0/16".parse().unwrap()],
+            only_tunnel_forwards: false,
+            links_accepting_ra: vec!["eth0".into(), "adit0".into()],
+        });
+        assert_eq!(
+            plan.to_string(),
+            "\
+nft      table inet adit_adit0: masquerade 10.9.0.0/24 192.168.50.0/24 fd00:9::/64 to ports 32768-51819, \
+new connections only from adit0, clients may not reach each other, nor 169.254.0.0/16
+sysctl   net.ipv4.ip_forward = 1
+sysctl   net/ipv6/conf/eth0/accept_ra = 2
+sysctl   net.ipv6.conf.all.forwarding = 1
+link     adit0 mtu 1420 up
+address  10.9.0.1/24 dev adit0
+address  fd00:9::1/64 dev adit0
+route    192.168.50.0/24 dev adit0
+"
+        );
+    }
+
+    #[test]
+    fn a_gateway_without_ipv6_leaves_ipv6_alone() {
+        let plan = gateway_plan(&GatewayHost {
+            link: "adit0".into(),
+            addresses: vec!["10.9.0.1/24".parse().unwrap()],
+            mtu_bytes: 1420,
+            routes: vec![],
+            listeners: vec![],
+            masquerade: false,
+            client_to_client: true,
+            denied: vec![],
+            only_tunnel_forwards: false,
+            links_accepting_ra: vec!["eth0".into()],
+        });
+        let keys: Vec<&str> = plan.sysctls.iter().map(|it| it.key.as_str()).collect();
+        assert_eq!(keys, ["net.ipv4.ip_forward"]);
+    }
+}

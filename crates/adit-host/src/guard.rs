@@ -1,0 +1,374 @@
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::address::{self, MadeAddress};
+use crate::dns::{self, MadeDns};
+use crate::error::HostError;
+use crate::firewall::{self, MadeFirewall};
+use crate::journal::{Journal, Leftover};
+use crate::link::{self, MadeLink};
+use crate::namespace;
+use crate::netlink::Netlink;
+use crate::plan::{Change, Plan};
+use crate::route::{self, MadeRoute};
+use crate::rule::{self, MadeRule};
+use crate::sysctl::{self, MadeSysctl};
+
+/// Makes the host match `plan`, in the calling thread's network namespace.
+///
+/// Each change, with what was there before, is on the disk in the journal before it is made. What already is as the
+/// plan says is not touched, now or when undoing. What an earlier process left in the journal is undone first.
+/// After an error nothing made here remains.
+pub fn apply(plan: &Plan, journal_path: &Path) -> Result<Guard, HostError> {
+    let (mut journal, leftover) = Journal::open(journal_path)?;
+    let report = undo_leftover(&mut journal, leftover)?;
+    report.log();
+    journal.begin()?;
+    let mut guard = Guard { journal: Some(journal), entries: Vec::new(), namespace: namespace::current() };
+    match guard.make_all(plan.changes()) {
+        Ok(()) => Ok(guard),
+        Err(cause) => Err(match guard.undo() {
+            Ok(_) => cause,
+            Err(undo) => HostError::RollbackIncomplete { cause: Box::new(cause), undo: Box::new(undo) },
+        }),
+    }
+}
+
+/// Undoes what a crashed or killed process left in its journal. Without a journal there is nothing to do.
+pub fn undo_journal(path: &Path) -> Result<Report, HostError> {
+    let Some((mut journal, leftover)) = Journal::open_existing(path)? else { return Ok(Report::default()) };
+    let report = undo_leftover(&mut journal, leftover)?;
+    journal.finish()?;
+    Ok(report)
+}
+
+/// What undoing did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// The changes taken back, one line each.
+    pub undone: Vec<String>,
+    /// What others changed since, and why it was not touched.
+    pub left_alone: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+impl Report {
+    fn log(&self) {
+        for line in &self.undone {
+            tracing::info!("undid {line}");
+        }
+        for line in self.left_alone.iter().chain(&self.warnings) {
+            tracing::warn!("{line}");
+        }
+    }
+}
+
+/// Changes made to the host. Undone by [`Guard::undo`], or when dropped.
+#[derive(Debug)]
+#[must_use = "dropping the guard undoes the changes"]
+pub struct Guard {
+    journal: Option<Journal>,
+    entries: Vec<Entry>,
+    namespace: String,
+}
+
+#[derive(Debug)]
+struct Entry {
+    change: Change,
+    /// `None` when the host was that way already.
+    made: Option<(u64, Made)>,
+}
+
+impl Guard {
+    /// Puts back everything, last change first, and removes the journal. What others changed since is left alone.
+    ///
+    /// After an error the journal still holds what could not be undone, for [`undo_journal`].
+    pub fn undo(mut self) -> Result<Report, HostError> {
+        self.undo_all()
+    }
+
+    /// Ends the guard and leaves the changes and their journal in place, for [`undo_journal`].
+    pub fn leave(mut self) {
+        self.journal = None;
+    }
+
+    /// Goes over to another plan: undoes what it no longer says, makes what is new, and does not touch the rest.
+    ///
+    /// After an error the guard holds exactly what is made, so that the former plan can be asked for again.
+    pub fn change_to(&mut self, plan: &Plan) -> Result<Report, HostError> {
+        let wanted: Vec<Change> = plan.changes().collect();
+        let mut report = Report::default();
+        let mut failures = Vec::new();
+        let mut position = self.entries.len();
+        while position > 0 {
+            position -= 1;
+            let change = &self.entries[position].change;
+            if wanted.iter().any(|it| it == change || it.replaces(change)) {
+                continue;
+            }
+            let entry = self.entries.remove(position);
+            if let Err(error) = self.undo_entry(&entry, &mut report) {
+                failures.push(error.to_string());
+                self.entries.insert(position, entry);
+            }
+        }
+        if !failures.is_empty() {
+            return Err(self.incomplete(failures));
+        }
+        for change in wanted {
+            match self.entries.iter().position(|it| it.change == change || change.replaces(&it.change)) {
+                Some(position) if self.entries[position].change == change => {}
+                Some(position) => self.replace(position, change)?,
+                None => self.make(change)?,
+            }
+        }
+        Ok(report)
+    }
+
+    /// Where the changes are recorded.
+    pub fn journal_path(&self) -> Option<PathBuf> {
+        self.journal.as_ref().map(|journal| journal.path().to_owned())
+    }
+
+    fn make_all(&mut self, changes: impl Iterator<Item = Change>) -> Result<(), HostError> {
+        for change in changes {
+            self.make(change)?;
+        }
+        Ok(())
+    }
+
+    fn make(&mut self, change: Change) -> Result<(), HostError> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let mut netlink = Netlink::open()?;
+        let Some(made) = Made::prepare(&mut netlink, &change)? else {
+            tracing::debug!("already so: {change}");
+            self.entries.push(Entry { change, made: None });
+            return Ok(());
+        };
+        let seq = journal.record(&made)?;
+        match made.make(&mut netlink, &change, journal.lock()) {
+            Err(error) if made.is_all_or_nothing() => {
+                journal.forget(seq)?;
+                Err(error)
+            }
+            result => {
+                self.entries.push(Entry { change, made: Some((seq, made)) });
+                result
+            }
+        }
+    }
+
+    /// Makes a change in the place of one it [replaces](Change::replaces).
+    fn replace(&mut self, position: usize, change: Change) -> Result<(), HostError> {
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let entry = &mut self.entries[position];
+        match (&change, &mut entry.made) {
+            (Change::Link(wanted), Some((seq, Made::Link(made)))) => {
+                let again = made.again(wanted);
+                let new_seq = journal.record(&Made::Link(again.clone()))?;
+                let result = link::make(&mut Netlink::open()?, &again);
+                let old_seq = std::mem::replace(seq, new_seq);
+                *made = again;
+                result?;
+                journal.forget(old_seq)?;
+            }
+            (Change::Firewall(firewall), Some(_)) => firewall::load(firewall, journal.lock())?,
+            _ => {
+                self.entries.remove(position);
+                return self.make(change);
+            }
+        }
+        entry.change = change;
+        Ok(())
+    }
+
+    fn undo_all(&mut self) -> Result<Report, HostError> {
+        let mut report = Report::default();
+        let mut failures = Vec::new();
+        let here = namespace::current();
+        if let Some(journal) = self.journal.as_ref().filter(|_| here != self.namespace) {
+            return Err(HostError::OtherNamespace {
+                journal: journal.path().to_owned(),
+                made_in: self.namespace.clone(),
+                here,
+            });
+        }
+        for entry in std::mem::take(&mut self.entries).iter().rev() {
+            if let Err(error) = self.undo_entry(entry, &mut report) {
+                failures.push(error.to_string());
+            }
+        }
+        if !failures.is_empty() {
+            let error = self.incomplete(failures);
+            self.journal = None;
+            return Err(error);
+        }
+        match self.journal.take() {
+            Some(journal) => journal.finish().map(|()| report),
+            None => Ok(report),
+        }
+    }
+
+    fn undo_entry(&mut self, entry: &Entry, report: &mut Report) -> Result<(), HostError> {
+        match (&entry.made, &mut self.journal) {
+            (Some((seq, made)), Some(journal)) => undo_one(journal, *seq, made, report),
+            _ => Ok(()),
+        }
+    }
+
+    fn incomplete(&self, failures: Vec<String>) -> HostError {
+        let journal = self.journal_path().unwrap_or_default();
+        HostError::UndoIncomplete { journal, failures }
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if self.journal.is_none() {
+            return;
+        }
+        match self.undo_all() {
+            Ok(report) => report.log(),
+            Err(error) => tracing::error!("{error}"),
+        }
+    }
+}
+
+impl Change {
+    /// Whether making this one takes the place of `other` in one step.
+    fn replaces(&self, other: &Change) -> bool {
+        match (self, other) {
+            (Change::Firewall(new), Change::Firewall(old)) => new.table() == old.table(),
+            // Taking a link down would take everything on it away.
+            (Change::Link(new), Change::Link(old)) => new.name == old.name,
+            _ => false,
+        }
+    }
+}
+
+fn undo_leftover(journal: &mut Journal, leftover: Leftover) -> Result<Report, HostError> {
+    let mut report = Report { warnings: leftover.warnings, ..Report::default() };
+    let here = namespace::current();
+    let same_boot = leftover.boot == namespace::boot();
+    let nothing_left = leftover.changes.is_empty();
+    if !nothing_left && same_boot && leftover.namespace != here && namespace::is_alive(&leftover.namespace) {
+        return Err(HostError::OtherNamespace {
+            journal: journal.path().to_owned(),
+            made_in: leftover.namespace,
+            here,
+        });
+    }
+    // What the kernel held is gone with its boot or its namespace; what stands there now is not ours.
+    let kernel_remembers = same_boot && leftover.namespace == here;
+    let mut failures = Vec::new();
+    for (seq, made) in leftover.changes.iter().rev() {
+        if !kernel_remembers && !made.is_on_disk() {
+            journal.forget(*seq)?;
+        } else if let Err(error) = undo_one(journal, *seq, made, &mut report) {
+            failures.push(error.to_string());
+        }
+    }
+    match failures.is_empty() {
+        true => Ok(report),
+        false => Err(HostError::UndoIncomplete { journal: journal.path().to_owned(), failures }),
+    }
+}
+
+fn undo_one(journal: &mut Journal, seq: u64, made: &Made, report: &mut Report) -> Result<(), HostError> {
+    match made.undo(&mut Netlink::open()?, journal.lock())? {
+        Outcome::Undone => report.undone.push(made.to_string()),
+        Outcome::Gone => {}
+        Outcome::LeftAlone(why) => report.left_alone.push(why),
+    }
+    journal.forget(seq)
+}
+
+/// How undoing one change ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Undone,
+    /// It was no longer there.
+    Gone,
+    /// Somebody else changed it since.
+    LeftAlone(String),
+}
+
+/// A change about to be made or made, with all that undoing needs: what the journal records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "snake_case")]
+pub(crate) enum Made {
+    Firewall(MadeFirewall),
+    Sysctl(MadeSysctl),
+    Link(MadeLink),
+    Address(MadeAddress),
+    Route(MadeRoute),
+    Rule(MadeRule),
+    Dns(MadeDns),
+}
+
+impl Made {
+    /// Looks at the host; `None` when it already is as the change says.
+    fn prepare(netlink: &mut Netlink, change: &Change) -> Result<Option<Made>, HostError> {
+        Ok(match change {
+            Change::Firewall(it) => Some(Made::Firewall(MadeFirewall::new(it))),
+            Change::Sysctl(it) => sysctl::prepare(it)?.map(Made::Sysctl),
+            Change::Link(it) => link::prepare(netlink, it)?.map(Made::Link),
+            Change::Address(it) => address::prepare(netlink, it)?.map(Made::Address),
+            Change::Route(it) => route::prepare(netlink, it)?.map(Made::Route),
+            Change::Rule(it) => rule::prepare(netlink, it)?.map(Made::Rule),
+            Change::Dns(it) => dns::prepare(it)?.map(Made::Dns),
+        })
+    }
+
+    fn make(&self, netlink: &mut Netlink, change: &Change, lock: &File) -> Result<(), HostError> {
+        match (self, change) {
+            (Made::Firewall(_), Change::Firewall(firewall)) => firewall::load(firewall, lock),
+            (Made::Firewall(_), _) => Ok(()),
+            (Made::Sysctl(it), _) => sysctl::make(it),
+            (Made::Link(it), _) => link::make(netlink, it),
+            (Made::Address(it), _) => address::make(netlink, it),
+            (Made::Route(it), _) => route::make(netlink, it),
+            (Made::Rule(it), _) => rule::make(netlink, it),
+            (Made::Dns(it), _) => dns::make(it),
+        }
+    }
+
+    fn undo(&self, netlink: &mut Netlink, lock: &File) -> Result<Outcome, HostError> {
+        match self {
+            Made::Firewall(it) => firewall::undo(it, lock),
+            Made::Sysctl(it) => sysctl::undo(it),
+            Made::Link(it) => link::undo(netlink, it),
+            Made::Address(it) => address::undo(netlink, it),
+            Made::Route(it) => route::undo(netlink, it),
+            Made::Rule(it) => rule::undo(netlink, it),
+            Made::Dns(it) => dns::undo(it),
+        }
+    }
+
+    /// Whether a failure to make it means that nothing was made.
+    fn is_all_or_nothing(&self) -> bool {
+        !matches!(self, Made::Link(_) | Made::Dns(_))
+    }
+
+    /// Whether it outlives the kernel that holds everything else.
+    fn is_on_disk(&self) -> bool {
+        matches!(self, Made::Dns(dns) if dns.is_on_disk())
+    }
+}
+
+impl fmt::Display for Made {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Made::Firewall(it) => write!(f, "nft {it}"),
+            Made::Sysctl(it) => write!(f, "sysctl {it}"),
+            Made::Link(it) => write!(f, "link {it}"),
+            Made::Address(it) => write!(f, "address {it}"),
+            Made::Route(it) => write!(f, "route {it}"),
+            Made::Rule(it) => write!(f, "rule {it}"),
+            Made::Dns(it) => write!(f, "dns {it}"),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The record of what was changed, written before it is changed.
+//!
+//! JSON lines in one file: `opened` once, then a `change` before each change is made and an `undone` after each is
+//! undone. What has a `change` and no `undone` may have been made, and undoing it twice does no harm. The file is
+//! locked while its writer or a program that its writer started lives, and removed when nothing is left to undo.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::HostError;
+use crate::guard::Made;
+use crate::namespace;
+
+const VERSION: u32 = 1;
+/// How long a program whose starter was killed may take to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "line", rename_all = "snake_case")]
+enum Line {
+    Opened {
+        version: u32,
+        boot: String,
+        namespace: String,
+    },
+    Change {
+        seq: u64,
+        #[serde(flatten)]
+        made: Made,
+    },
+    Undone {
+        seq: u64,
+    },
+}
+
+/// What an earlier process left to undo.
+#[derive(Debug, Default)]
+pub(crate) struct Leftover {
+    pub(crate) changes: Vec<(u64, Made)>,
+    pub(crate) boot: String,
+    pub(crate) namespace: String,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// An open, locked journal.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    file: File,
+    /// Holds the lock, read-only, so that a program we start can hold it too.
+    lock: File,
+    next_seq: u64,
+}
+
+impl Journal {
+    /// Opens or creates the journal and reads what is in it.
+    pub(crate) fn open(path: &Path) -> Result<(Journal, Leftover), HostError> {
+        let directory = directory_of(path);
+        fs::create_dir_all(directory)
+            .map_err(|error| HostError::file("create the directory", directory, error))?;
+        let create = || OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        loop {
+            create().map_err(|error| HostError::file("create", path, error))?;
+            if let Some(journal) = Journal::open_existing(path)? {
+                return Ok(journal);
+            }
+        }
+    }
+
+    /// Opens the journal if there is one.
+    pub(crate) fn open_existing(path: &Path) -> Result<Option<(Journal, Leftover)>, HostError> {
+        let problem = |error| HostError::file("open", path, error);
+        let Some(lock) = lock(path)? else { return Ok(None) };
+        let mut file = OpenOptions::new().read(true).append(true).open(path).map_err(problem)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(problem)?;
+        let (leftover, next_seq) = parse(&bytes, path);
+        let mut journal = Journal { path: path.to_owned(), file, lock, next_seq };
+        if bytes.last().is_some_and(|last| *last != b'\n') {
+            journal.append(b"\n", false)?;
+        }
+        Ok(Some((journal, leftover)))
+    }
+
+    /// Empties the journal and writes where and when its changes will be made.
+    pub(crate) fn begin(&mut self) -> Result<(), HostError> {
+        let opened =
+            Line::Opened { version: VERSION, boot: namespace::boot(), namespace: namespace::current() };
+        self.file.set_len(0).map_err(|error| HostError::file("write", &self.path, error))?;
+        self.next_seq = 1;
+        self.write(&opened, true)?;
+        let directory = directory_of(&self.path);
+        let sync = File::open(directory).and_then(|it| it.sync_all());
+        sync.map_err(|error| HostError::file("write to the directory", directory, error))
+    }
+
+    /// Records a change that is about to be made, and returns once it is on the disk.
+    pub(crate) fn record(&mut self, made: &Made) -> Result<u64, HostError> {
+        let seq = self.next_seq;
+        self.next_seq += 1;
+        self.write(&Line::Change { seq, made: made.clone() }, true)?;
+        Ok(seq)
+    }
+
+    /// Records that a change is undone. Losing this line is harmless.
+    pub(crate) fn forget(&mut self, seq: u64) -> Result<(), HostError> {
+        self.write(&Line::Undone { seq }, false)
+    }
+
+    /// Removes the file: nothing is left to undo.
+    pub(crate) fn finish(self) -> Result<(), HostError> {
+        fs::remove_file(&self.path).map_err(|error| HostError::file("remove", &self.path, error))
+    }
+
+    /// What a program must be given when its effect may not outlive the lock.
+    pub(crate) fn lock(&self) -> &File {
+        &self.lock
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn write(&mut self, line: &Line, sync: bool) -> Result<(), HostError> {
+        let text = serde_json::to_string(line).map_err(io::Error::other);
+        let text = text.map_err(|error| HostError::file("write", &self.path, error))? + "\n";
+        self.append(text.as_bytes(), sync)
+    }
+
+    fn append(&mut self, bytes: &[u8], sync: bool) -> Result<(), HostError> {
+        let mut append = || -> io::Result<()> {
+            self.file.write_all(bytes)?;
+            if sync { self.file.sync_data() } else { Ok(()) }
+        };
+        append().map_err(|error| HostError::file("write", &self.path, error))
+    }
+}
+
+fn parse(bytes: &[u8], path: &Path) -> (Leftover, u64) {
+    let mut leftover = Leftover::default();
+    let mut changes = BTreeMap::new();
+    let mut next_seq = 1;
+    for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
+    {
+        match serde_json::from_slice(line) {
+            Ok(Line::Opened { boot, namespace, .. }) => {
+                leftover.boot = boot;
+                leftover.namespace = namespace;
+            }
+            Ok(Line::Change { seq, made }) => {
+                next_seq = next_seq.max(seq.saturating_add(1));
+                changes.insert(seq, made);
+            }
+            Ok(Line::Undone { seq }) => drop(changes.remove(&seq)),
+            Err(error) => leftover.warnings.push(format!(
+                "line {} of {} cannot be read and was skipped ({error}); if it recorded a change, that one stays",
+                number + 1,
+                path.display()
+            )),
+        }
+    }
+    leftover.changes = changes.into_iter().collect();
+    (leftover, next_seq)
+}
+
+/// Locks the file; `None` when there is none.
+fn lock(path: &Path) -> Result<Option<File>, HostError> {
+    let problem = |error| HostError::file("lock", path, error);
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file.map_err(problem)?,
+        };
+        match file.try_lock() {
+            Ok(()) => {
+                // Between our open and our lock its former holder may have removed the file.
+                let ours = file.metadata().map_err(problem)?.ino();
+                if fs::metadata(path).is_ok_and(|there| there.ino() == ours) {
+                    return Ok(Some(file));
+                }
+            }
+            Err(TryLockError::WouldBlock) if Instant::now() < patience => thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(HostError::JournalBusy { path: path.to_owned() }),
+            Err(TryLockError::Error(error)) => return Err(problem(error)),
+        }
+    }
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().filter(|it| !it.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Family, Rule};
+    use crate::rule::MadeRule;
+
+    fn made(priority: u32) -> Made {
+        let rule = Rule::new(Family::Ipv4, priority, 51820);
+        Made::Rule(serde_json::from_value::<MadeRule>(serde_json::to_value(rule).unwrap()).unwrap())
+    }
+
+    #[test]
+    fn what_was_recorded_and_not_undone_is_left_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state/journal");
+        let (mut journal, leftover) = Journal::open(&path).unwrap();
+        assert!(leftover.changes.is_empty());
+        journal.begin().unwrap();
+        let first = journal.record(&made(1)).unwrap();
+        journal.record(&made(2)).unwrap();
+        journal.forget(first).unwrap();
+        drop(journal);
+
+        let (journal, leftover) = Journal::open_existing(&path).unwrap().unwrap();
+        assert_eq!(leftover.changes, [(2, made(2))]);
+        assert_eq!(leftover.namespace, namespace::current());
+        assert!(leftover.warnings.is_empty(), "{:?}", leftover.warnings);
+        journal.finish().unwrap();
+        assert!(Journal::open_existing(&path).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_torn_or_unknown_line_is_skipped_with_a_warning_and_the_rest_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.begin().unwrap();
+        journal.record(&made(1)).unwrap();
+        journal
+            .append(b"{\"line\":\"change\",\"seq\":2,\"what\":\"from_the_future\"}\n{\"line\":\"cha", true)
+            .unwrap();
+        drop(journal);
+
+        let (mut journal, leftover) = Journal::open_existing(&path).unwrap().unwrap();
+        assert_eq!(leftover.changes, [(1, made(1))]);
+        assert_eq!(leftover.warnings.len(), 2);
+        assert!(leftover.warnings[1].contains("line 4"), "{:?}", leftover.warnings);
+        journal.record(&made(3)).unwrap();
+        drop(journal);
+        let (_, leftover) = Journal::open_existing(&path).unwrap().unwrap();
+        assert_eq!(leftover.changes.len(), 2, "a line after a torn one is readable");
+    }
+
+    #[test]
+    fn a_journal_in_use_is_not_opened_twice() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let (journal, _) = Journal::open(&path).unwrap();
+        assert!(matches!(Journal::open(&path), Err(HostError::JournalBusy { .. })));
+        assert!(matches!(Journal::open_existing(&path), Err(HostError::JournalBusy { .. })));
+        drop(journal);
+        assert!(Journal::open(&path).is_ok());
+    }
+}

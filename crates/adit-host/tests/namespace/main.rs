@@ -1,0 +1,503 @@
+//! Real changes to a real kernel, each test in network and mount namespaces of its own.
+
+mod host;
+
+use std::env;
+use std::fs;
+use std::io::Read;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use adit_host::{
+    Address, ClientHost, Firewall, GatewayHost, Hop, HostError, Link, Listener, MAIN_TABLE, Plan, Route,
+    RouteTable, Sysctl, Transport, apply, client_plan, gateway_plan, undo_journal,
+};
+use host::*;
+
+fn client() -> Plan {
+    client_plan(&ClientHost {
+        link: "adit0".into(),
+        addresses: vec!["10.9.0.2/32".parse().unwrap(), "fd00:9::2/128".parse().unwrap()],
+        mtu_bytes: 1420,
+        allowed_ips: ["0.0.0.0/0", "::/0", "10.20.0.0/16"].map(|it| it.parse().unwrap()).to_vec(),
+        table: RouteTable::Auto,
+        fwmark: NonZeroU32::new(51820).unwrap(),
+        rule_priority: 32764,
+        dns_servers: vec!["10.9.0.1".parse().unwrap()],
+        dns_search: vec!["inside".into()],
+        endpoints: vec!["198.51.100.7".parse().unwrap()],
+    })
+}
+
+fn gateway() -> Plan {
+    gateway_plan(&GatewayHost {
+        link: "adit0".into(),
+        addresses: vec!["10.9.0.1/24".parse().unwrap(), "fd00:9::1/64".parse().unwrap()],
+        mtu_bytes: 1420,
+        routes: vec![],
+        listeners: vec![
+            Listener { transport: Transport::Udp, port: 51820 },
+            Listener { transport: Transport::Tcp, port: 443 },
+        ],
+        masquerade: true,
+        client_to_client: false,
+        denied: vec!["169.254.0.0/16".parse().unwrap()],
+        only_tunnel_forwards: false,
+        links_accepting_ra: adit_host::links_accepting_router_advertisements(),
+    })
+}
+
+fn route_to(net: &str, hop: Hop) -> Route {
+    Route { destination: net.parse().unwrap(), hop, table: MAIN_TABLE, metric: None }
+}
+
+fn dev(link: &str) -> Hop {
+    Hop::Link(link.into())
+}
+
+#[test]
+fn a_full_tunnel_comes_and_goes_without_a_trace() {
+    in_namespace("a_full_tunnel_comes_and_goes_without_a_trace", || {
+        let host = Host::new();
+        let before = state();
+        let guard = apply(&client(), &host.journal()).unwrap();
+
+        assert!(ip("route get 198.51.100.7").contains("dev adit0"));
+        assert!(ip("route get 198.51.100.7 mark 51820").contains("dev up0"));
+        assert!(ip("-6 route get 2606:4700::1").contains("dev adit0"));
+        assert!(ip("-6 route get 2606:4700::1 mark 51820").contains("dev up0"));
+        assert!(ip("route get 192.0.2.9").contains("dev up0"), "the local network stays local");
+        assert!(ip("addr show adit0").contains("mtu 1420"));
+        assert_eq!(sysctl("net.ipv4.conf.all.src_valid_mark"), "1");
+        assert!(
+            fs::read_to_string("/etc/resolv.conf").unwrap().contains("nameserver 10.9.0.1\nsearch inside\n")
+        );
+        assert!(run("nft", &["list", "tables"]).contains("adit_adit0"));
+        assert!(host.journal().exists());
+
+        let report = guard.undo().unwrap();
+        assert_same(&before);
+        assert!(report.left_alone.is_empty() && report.warnings.is_empty(), "{report:?}");
+        assert_eq!(report.undone.len(), 13, "{report:?}");
+        assert!(!host.journal().exists());
+    });
+}
+
+#[test]
+fn a_gateway_comes_and_goes_without_a_trace() {
+    in_namespace("a_gateway_comes_and_goes_without_a_trace", || {
+        let host = Host::new();
+        // Choices of the administrator that the kernel overwrites when forwarding is switched.
+        set_sysctl("net.ipv4.conf.all.accept_redirects", "0");
+        set_sysctl("net.ipv4.conf.up0.forwarding", "1");
+        set_sysctl("net.ipv6.conf.up0.forwarding", "1");
+        let before = state();
+        let guard = apply(&gateway(), &host.journal()).unwrap();
+
+        for key in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.adit0.forwarding"] {
+            assert_eq!(sysctl(key), "1", "{key}");
+        }
+        assert_eq!(sysctl("net.ipv6.conf.up0.accept_ra"), "2");
+        assert!(
+            ip("addr show adit0").contains("inet 10.9.0.1/24 scope global adit0"),
+            "no broadcast address"
+        );
+
+        guard.undo().unwrap();
+        assert_same(&before);
+        assert_eq!(sysctl("net.ipv4.conf.up0.forwarding"), "1");
+        assert_eq!(sysctl("net.ipv4.conf.all.accept_redirects"), "0");
+    });
+}
+
+const JOURNAL: &str = "ADIT_HOST_TEST_JOURNAL";
+
+/// Not a test by itself: what `undo_journal_puts_back_what_a_killed_process_left` kills.
+#[test]
+#[ignore = "run by another test"]
+fn applies_and_waits() {
+    let journal = PathBuf::from(env::var_os(JOURNAL).expect("run by another test"));
+    let _guard = apply(&client(), &journal).unwrap();
+    println!("applied");
+    thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn undo_journal_puts_back_what_a_killed_process_left() {
+    in_namespace("undo_journal_puts_back_what_a_killed_process_left", || {
+        let host = Host::new();
+        let before = state();
+        let mut child = again("applies_and_waits", &[(JOURNAL, &host.journal())]);
+        let mut said = String::new();
+        let mut stdout = child.stdout.take().unwrap();
+        while !said.contains("applied") {
+            let mut bytes = [0; 256];
+            let count = stdout.read(&mut bytes).unwrap();
+            assert!(count > 0, "the child ended early: {said}");
+            said.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+        assert!(matches!(undo_journal(&host.journal()), Err(HostError::JournalBusy { .. })));
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        assert!(!difference(&before, &state()).is_empty(), "the changes outlive the process");
+        let report = undo_journal(&host.journal()).unwrap();
+        assert_same(&before);
+        assert_eq!(report.undone.len(), 13, "{report:?}");
+        assert_eq!(undo_journal(&host.journal()).unwrap(), Default::default());
+        assert_same(&before);
+    });
+}
+
+#[test]
+fn a_process_killed_at_any_moment_leaves_nothing_that_cannot_be_undone() {
+    in_namespace("a_process_killed_at_any_moment_leaves_nothing_that_cannot_be_undone", || {
+        let host = Host::new();
+        let before = state();
+        let mut half_made = 0;
+        for delay_ms in (0..60).step_by(3) {
+            let mut child = again("applies_and_waits", &[(JOURNAL, &host.journal())]);
+            thread::sleep(Duration::from_millis(delay_ms));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let report = undo_journal(&host.journal()).unwrap();
+            assert!(report.left_alone.is_empty(), "{report:?}");
+            half_made += usize::from(!report.undone.is_empty() && report.undone.len() < 13);
+            let difference = difference(&before, &state());
+            assert!(difference.is_empty(), "killed after {delay_ms} ms: {}", difference.join("\n"));
+        }
+        assert!(half_made > 0, "no kill came in the midst of the changes");
+    });
+}
+
+#[test]
+fn a_failure_half_way_leaves_nothing() {
+    in_namespace("a_failure_half_way_leaves_nothing", || {
+        let host = Host::new();
+        let before = state();
+        let unreachable = Hop::Gateway { via: "203.0.113.1".parse().unwrap(), link: None };
+        let plans = [
+            Plan {
+                routes: vec![route_to("10.0.0.0/8", dev("adit0")), route_to("10.1.0.0/16", unreachable)],
+                ..client()
+            },
+            Plan {
+                routes: vec![route_to("10.0.0.0/8", dev("adit0")), route_to("10.1.0.0/16", dev("adit9"))],
+                ..client()
+            },
+            Plan { sysctls: vec![Sysctl::new("net.ipv4.no_such_thing", "1")], ..client() },
+            Plan {
+                sysctls: vec![Sysctl::new("net.ipv4.ip_forward", "1"), Sysctl::new("../x", "1")],
+                ..client()
+            },
+            Plan { links: vec![Link { name: "adit0".into(), mtu_bytes: Some(7), up: true }], ..client() },
+            Plan { routes: vec![route_to("192.0.2.0/24", dev("adit0"))], ..client() },
+        ];
+        for plan in plans {
+            let error = apply(&plan, &host.journal()).unwrap_err();
+            assert!(!matches!(error, HostError::RollbackIncomplete { .. }), "{error}");
+            println!("{error}");
+            assert_same(&before);
+            assert!(!host.journal().exists());
+        }
+        apply(&client(), &host.journal()).unwrap().undo().unwrap();
+    });
+}
+
+#[test]
+fn what_others_changed_meanwhile_is_left_alone() {
+    in_namespace("what_others_changed_meanwhile_is_left_alone", || {
+        let host = Host::new();
+        let plan = Plan { addresses: gateway().addresses, ..client() };
+        let guard = apply(&plan, &host.journal()).unwrap();
+
+        set_sysctl("net.ipv4.conf.all.src_valid_mark", "0");
+        set_sysctl("net.ipv4.conf.all.src_valid_mark", "2");
+        fs::write("/etc/resolv.conf", "nameserver 192.0.2.99\n").unwrap();
+        ip("address add 10.9.0.77/24 dev adit0");
+        ip("link set adit0 mtu 1300");
+        ip("route add 10.30.0.0/16 dev up0");
+        ip("route add 10.40.0.0/16 dev up0 table 51820");
+        ip("rule add fwmark 7 table 51820 priority 32764");
+        run("nft", &["add", "table", "inet", "theirs"]);
+
+        let report = guard.undo().unwrap();
+        assert_eq!(report.left_alone.len(), 3, "{report:?}");
+        assert_eq!(sysctl("net.ipv4.conf.all.src_valid_mark"), "2");
+        assert_eq!(fs::read_to_string("/etc/resolv.conf").unwrap(), "nameserver 192.0.2.99\n");
+        let address = ip("address show adit0");
+        assert!(address.contains("10.9.0.77/24") && !address.contains("10.9.0.1/24"), "{address}");
+        assert!(address.contains("mtu 1300"), "{address}");
+        assert!(ip("route show 10.30.0.0/16").contains("up0"));
+        assert_eq!(ip("route show table 51820").trim(), "10.40.0.0/16 dev up0 scope link linkdown");
+        assert_eq!(ip("rule").matches("32764").count(), 1, "{}", ip("rule"));
+        assert_eq!(run("nft", &["list", "tables"]).trim(), "table inet theirs");
+    });
+}
+
+#[test]
+fn what_was_already_so_stays_so() {
+    in_namespace("what_was_already_so_stays_so", || {
+        let host = Host::new();
+        set_sysctl("net.ipv4.conf.all.src_valid_mark", "1");
+        ip("link set adit0 up mtu 1420");
+        ip("address add 10.9.0.2/32 dev adit0");
+        ip("address add fd00:9::9/128 dev adit0");
+        ip("route add 10.20.0.0/16 dev adit0");
+        ip("route add default dev adit0 table 51820");
+        ip("rule add table main suppress_prefixlength 0 priority 32764");
+        ip("rule add not fwmark 51820 table 51820 priority 32765");
+        let before = state();
+        let report = apply(&client(), &host.journal()).unwrap().undo().unwrap();
+        assert_same(&before);
+        assert_eq!(report.undone.len(), 6, "{report:?}");
+    });
+}
+
+#[test]
+fn undoing_twice_is_undoing_once() {
+    in_namespace("undoing_twice_is_undoing_once", || {
+        let host = Host::new();
+        for plan in [client(), gateway()] {
+            let before = state();
+            apply(&plan, &host.journal()).unwrap().leave();
+            let kept = fs::read(host.journal()).unwrap();
+            assert!(!undo_journal(&host.journal()).unwrap().undone.is_empty());
+            assert_same(&before);
+            fs::write(host.journal(), kept).unwrap();
+            let report = undo_journal(&host.journal()).unwrap();
+            assert_same(&before);
+            assert!(report.undone.is_empty() && report.left_alone.is_empty(), "{report:?}");
+        }
+    });
+}
+
+#[test]
+fn a_dropped_guard_undoes_and_a_new_one_first_undoes_what_is_left() {
+    in_namespace("a_dropped_guard_undoes_and_a_new_one_first_undoes_what_is_left", || {
+        let host = Host::new();
+        let before = state();
+        drop(apply(&client(), &host.journal()).unwrap());
+        assert_same(&before);
+        apply(&client(), &host.journal()).unwrap().leave();
+        apply(&gateway(), &host.journal()).unwrap().undo().unwrap();
+        assert_same(&before);
+    });
+}
+
+#[test]
+fn a_vanished_tunnel_takes_its_things_along() {
+    in_namespace("a_vanished_tunnel_takes_its_things_along", || {
+        let host = Host::new();
+        let guard = apply(&client(), &host.journal()).unwrap();
+        ip("link del adit0");
+        ip("tuntap add dev adit0 mode tun");
+        ip("link set adit0 up mtu 1420");
+        ip("address add 10.9.0.2/32 dev adit0");
+        let report = guard.undo().unwrap();
+        assert!(report.left_alone.is_empty(), "{report:?}");
+        assert!(ip("address show adit0").contains("10.9.0.2/32"), "the new link is not ours");
+        assert!(ip("address show adit0").contains("mtu 1420"));
+        assert!(!ip("rule").contains("51820"));
+        assert_eq!(fs::read_to_string("/etc/resolv.conf").unwrap(), RESOLV_CONF);
+    });
+}
+
+#[test]
+fn a_resolv_conf_with_a_mount_on_it_is_written_in_place() {
+    in_namespace("a_resolv_conf_with_a_mount_on_it_is_written_in_place", || {
+        let host = Host::new();
+        let theirs = host.journal().with_file_name("resolv.conf");
+        fs::create_dir_all(theirs.parent().unwrap()).unwrap();
+        fs::write(&theirs, "nameserver 192.0.2.54\n").unwrap();
+        run("mount", &["--bind", theirs.to_str().unwrap(), "/etc/resolv.conf"]);
+        let before = state();
+        let guard = apply(&client(), &host.journal()).unwrap();
+        assert!(fs::read_to_string(&theirs).unwrap().contains("nameserver 10.9.0.1"));
+        guard.undo().unwrap();
+        assert_same(&before);
+        assert_eq!(fs::read_to_string(&theirs).unwrap(), "nameserver 192.0.2.54\n");
+    });
+}
+
+#[test]
+fn a_symlinked_resolv_conf_comes_back_as_a_symlink() {
+    in_namespace("a_symlinked_resolv_conf_comes_back_as_a_symlink", || {
+        let host = Host::new();
+        fs::rename("/etc/resolv.conf", "/etc/other").unwrap();
+        std::os::unix::fs::symlink("other", "/etc/resolv.conf").unwrap();
+        let before = state();
+        let guard = apply(&client(), &host.journal()).unwrap();
+        assert_eq!(fs::read_to_string("/etc/other").unwrap(), RESOLV_CONF, "what it led to is untouched");
+        assert!(fs::read_to_string("/etc/resolv.conf").unwrap().contains("nameserver 10.9.0.1"));
+        guard.undo().unwrap();
+        assert_same(&before);
+    });
+}
+
+#[test]
+fn another_plan_changes_only_what_differs() {
+    in_namespace("another_plan_changes_only_what_differs", || {
+        let host = Host::new();
+        let before = state();
+        let full = client();
+        let split = Plan {
+            routes: vec![route_to("10.20.0.0/16", dev("adit0")), route_to("10.50.0.0/16", dev("adit0"))],
+            rules: vec![],
+            links: vec![Link { mtu_bytes: Some(1380), ..full.links[0].clone() }],
+            firewalls: gateway().firewalls,
+            ..full.clone()
+        };
+        let mut guard = apply(&full, &host.journal()).unwrap();
+        let report = guard.change_to(&split).unwrap();
+        assert_eq!(report.undone.len(), 6, "{report:?}");
+        assert!(ip("route").contains("10.50.0.0/16") && ip("route").contains("10.20.0.0/16"));
+        assert!(ip("link show adit0").contains("mtu 1380"));
+        assert!(!ip("rule").contains("51820"));
+        assert!(run("nft", &["list", "ruleset"]).contains("masquerade"));
+        guard.change_to(&full).unwrap();
+        assert!(ip("route get 198.51.100.7").contains("dev adit0"));
+        assert!(!run("nft", &["list", "ruleset"]).contains("masquerade"));
+        guard.undo().unwrap();
+        assert_same(&before);
+    });
+}
+
+#[test]
+fn the_kernel_takes_our_rulesets_and_reads_them_as_written_here() {
+    in_namespace("the_kernel_takes_our_rulesets_and_reads_them_as_written_here", || {
+        let host = Host::new();
+        let rulesets = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/rulesets");
+        for (plan, text) in [(client(), "client.nft"), (gateway(), "gateway.nft")] {
+            let only = Plan { firewalls: plan.firewalls, ..Plan::default() };
+            let guard = apply(&only, &host.journal()).unwrap();
+            let ours = run("nft", &["-s", "list", "ruleset"]);
+            guard.undo().unwrap();
+            run("nft", &["-f", rulesets.join(text).to_str().unwrap()]);
+            let expected = run("nft", &["-s", "list", "ruleset"]);
+            run("nft", &["flush", "ruleset"]);
+            assert_eq!(ours, expected);
+        }
+    });
+}
+
+#[test]
+fn the_kernel_takes_every_shape_of_gateway_ruleset() {
+    in_namespace("the_kernel_takes_every_shape_of_gateway_ruleset", || {
+        let host = Host::new();
+        let Some(Firewall::Gateway(full)) = gateway().firewalls.pop() else { unreachable!() };
+        for shape in 0..32 {
+            let bit = |bit: u32| shape & (1 << bit) != 0;
+            let mut firewall = full.clone();
+            firewall.masquerade = bit(0);
+            firewall.client_to_client = bit(1);
+            firewall.only_tunnel_forwards = bit(2);
+            firewall.inside.retain(|net| bit(3) || net.addr().is_ipv4());
+            if bit(4) {
+                firewall.listeners.clear();
+                firewall.denied =
+                    ["0.0.0.0/0", "::/0", "10.0.0.1/32", "fc00::/7"].map(|it| it.parse().unwrap()).to_vec();
+            }
+            let plan = Plan { firewalls: vec![Firewall::Gateway(firewall)], ..Plan::default() };
+            let guard =
+                apply(&plan, &host.journal()).unwrap_or_else(|error| panic!("shape {shape}: {error}"));
+            guard.undo().unwrap();
+        }
+    });
+}
+
+#[test]
+fn the_host_answers_what_it_is_asked() {
+    in_namespace("the_host_answers_what_it_is_asked", || {
+        let host = Host::new();
+        assert!(adit_host::link_exists("adit0").unwrap());
+        assert!(!adit_host::link_exists("adit9").unwrap());
+        let uplink = adit_host::default_uplink().unwrap().unwrap();
+        assert_eq!((uplink.link.as_str(), uplink.gateway), ("up0", Some("192.0.2.1".parse().unwrap())));
+        let nets: Vec<String> =
+            adit_host::local_networks().unwrap().iter().map(|it| format!("{} {}", it.net, it.link)).collect();
+        assert_eq!(nets, ["192.0.2.0/24 up0", "2001:db8::/64 up0"]);
+
+        let anywhere = "198.51.100.7".parse().unwrap();
+        assert_eq!(adit_host::route_mtu(anywhere, 0).unwrap(), Some(1500));
+        ip("link set up0 mtu 1480");
+        assert_eq!(adit_host::route_mtu(anywhere, 0).unwrap(), Some(1480));
+        assert_eq!(adit_host::auto_mtu(&[anywhere], 0).unwrap(), 1400);
+        ip("route add 198.51.100.0/24 via 192.0.2.1 mtu 1400");
+        assert_eq!(adit_host::route_mtu(anywhere, 0).unwrap(), Some(1400));
+        assert_eq!(adit_host::auto_mtu(&["192.0.2.1".parse().unwrap(), anywhere], 0).unwrap(), 1320);
+        ip("route del 198.51.100.0/24");
+
+        assert_eq!(adit_host::find_free_table(51820).unwrap(), 51820);
+        assert_eq!(adit_host::find_free_priority(2).unwrap(), 32764);
+        let guard = apply(&client(), &host.journal()).unwrap();
+        assert_eq!(adit_host::find_free_table(51820).unwrap(), 51821);
+        assert_eq!(adit_host::find_free_priority(2).unwrap(), 32762);
+        assert_eq!(adit_host::route_mtu(anywhere, 0).unwrap(), Some(1420));
+        assert_eq!(adit_host::route_mtu(anywhere, 51820).unwrap(), Some(1480));
+        guard.undo().unwrap();
+
+        ip("route del default");
+        assert_eq!(adit_host::route_mtu(anywhere, 0).unwrap(), None);
+        assert_eq!(adit_host::auto_mtu(&[anywhere], 0).unwrap(), 1420);
+        let uplink = adit_host::default_uplink().unwrap().unwrap();
+        assert_eq!(uplink.gateway, Some("2001:db8::1".parse().unwrap()));
+    });
+}
+
+#[test]
+fn a_journal_of_another_living_namespace_is_not_undone_here() {
+    in_namespace("a_journal_of_another_living_namespace_is_not_undone_here", || {
+        let host = Host::new();
+        let plan = Plan {
+            addresses: vec![Address { link: "lo".into(), address: "10.9.0.2/32".parse().unwrap() }],
+            dns: client().dns,
+            ..Plan::default()
+        };
+        apply(&plan, &host.journal()).unwrap().leave();
+        let text = fs::read_to_string(host.journal()).unwrap();
+        let here = fs::read_link("/proc/self/ns/net").unwrap().display().to_string();
+        let mut neighbour = Command::new("unshare").args(["--net", "sleep", "60"]).spawn().unwrap();
+        let theirs = format!("/proc/{}/ns/net", neighbour.id());
+        let theirs = || fs::read_link(&theirs).unwrap().display().to_string();
+        while theirs() == here {
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert!(text.contains(&here));
+
+        fs::write(host.journal(), text.replace(&here, &theirs())).unwrap();
+        assert!(matches!(undo_journal(&host.journal()), Err(HostError::OtherNamespace { .. })));
+        assert!(host.journal().exists());
+        let theirs = theirs();
+        neighbour.kill().unwrap();
+        neighbour.wait().unwrap();
+
+        fs::write(host.journal(), text.replace(&here, &theirs)).unwrap();
+        undo_journal(&host.journal()).unwrap();
+        assert!(ip("address show lo").contains("10.9.0.2"), "not the namespace it was made in");
+        assert_eq!(
+            fs::read_to_string("/etc/resolv.conf").unwrap(),
+            RESOLV_CONF,
+            "files are files everywhere"
+        );
+    });
+}
+
+#[test]
+fn after_a_reboot_only_files_are_put_back() {
+    in_namespace("after_a_reboot_only_files_are_put_back", || {
+        let host = Host::new();
+        apply(&client(), &host.journal()).unwrap().leave();
+        let text = fs::read_to_string(host.journal()).unwrap();
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        assert!(text.contains(boot.trim()));
+        fs::write(host.journal(), text.replace(boot.trim(), "an-earlier-one")).unwrap();
+        let report = undo_journal(&host.journal()).unwrap();
+        assert_eq!(report.undone, ["dns /etc/resolv.conf"]);
+        assert_eq!(fs::read_to_string("/etc/resolv.conf").unwrap(), RESOLV_CONF);
+        assert_eq!(sysctl("net.ipv4.conf.all.src_valid_mark"), "1", "what the new boot set is not ours");
+    });
+}
