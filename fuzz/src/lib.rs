@@ -9,6 +9,7 @@ pub mod datagram;
 pub mod inside;
 pub mod mutation;
 pub mod session;
+pub mod superpacket;
 
 /// A harness and its name, which is also the name of its corpus.
 #[derive(Clone, Copy)]
@@ -24,6 +25,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "datagram", run: datagram::run },
     Target { name: "inside", run: inside::run },
     Target { name: "session", run: session::run },
+    Target { name: "superpacket", run: superpacket::run },
 ];
 
 /// The target of that name.
