@@ -1,0 +1,16 @@
+//! One sentence about the protocol each, over seeds and both suites, on virtual time.
+
+mod attack;
+mod clock;
+mod configuration;
+mod cookie;
+mod crowd;
+mod determinism;
+mod fuzz;
+mod handshake;
+mod network;
+mod rekey;
+mod restart;
+mod roam;
+mod timers;
+mod traffic;
