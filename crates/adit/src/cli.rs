@@ -7,11 +7,12 @@ use std::process::ExitCode;
 
 use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use crate::client::{self, UpOptions};
 use crate::config::diagnostic::escape;
-use crate::config::name::PeerName;
-use crate::config::{Layers, Report};
+use crate::config::name::{InterfaceName, PeerName};
+use crate::config::{self, Complaint, Config, Layers, Report};
 use crate::home::Home;
-use crate::{check, init, keys, peer};
+use crate::{check, demo, gateway, init, keys, peer, status, wg};
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
 const DEVICE_NAME: &str = "adit-wg";
@@ -20,6 +21,15 @@ const EXAMPLES: &str = "\
 First run, on the gateway:
   adit init --endpoint vpn.example.org:51820
   adit peer add laptop > laptop.conf
+  adit gateway
+
+On the laptop, with that file:
+  adit up laptop.conf
+  adit status
+  adit down
+
+To see everything on one machine, without touching its network:
+  adit demo
 
 Called as adit-wg (ln -s adit adit-wg) it is a device for wg-quick:
   WG_QUICK_USERSPACE_IMPLEMENTATION=adit-wg wg-quick up wg0";
@@ -73,9 +83,47 @@ pub enum Color {
 enum Verb {
     /// Write the configuration of a gateway
     Init(init::InitArgs),
+    /// Run the gateway until it is told to stop
+    Gateway(GatewayArgs),
     /// Manage the peers of the gateway
     #[command(subcommand)]
     Peer(PeerVerb),
+    /// Bring a tunnel up from a wg-quick file
+    Up {
+        /// The file; a bare NAME means NAME.conf beside adit.toml
+        #[arg(value_name = "FILE.conf|NAME")]
+        file: PathBuf,
+        /// Stay in the foreground
+        #[arg(short, long)]
+        foreground: bool,
+        /// Run PreUp, PostUp, PreDown and PostDown of the file, as root
+        #[arg(long)]
+        allow_hooks: bool,
+    },
+    /// Bring a tunnel down and put the host back as it was
+    Down {
+        /// The interface or its file [default: the only one]
+        name: Option<String>,
+    },
+    /// Show what runs here and how it is
+    Status {
+        /// Only this interface
+        interface: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Be a userspace WireGuard device, for wg and wg-quick
+    Wg {
+        /// The device to make
+        #[arg(value_name = "IFNAME")]
+        interface: String,
+        /// Stay in the foreground
+        #[arg(short, long)]
+        foreground: bool,
+    },
+    /// Show everything at work on this machine alone
+    Demo(demo::DemoArgs),
     /// Check a configuration file without touching anything
     Check {
         /// An adit.toml or a wg-quick .conf file [default: adit.toml of the home]
@@ -117,6 +165,35 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+}
+
+/// Settings of `[gateway]` for one run.
+#[derive(Debug, Args)]
+struct GatewayArgs {
+    /// Name of the tunnel interface
+    #[arg(long, value_name = "NAME", value_parser = checked(str::parse::<InterfaceName>))]
+    interface: Option<String>,
+    /// UDP port, on every address
+    #[arg(long, value_name = "[ADDR]:PORT", value_parser = checked(config::parse_listen))]
+    listen: Option<String>,
+    /// MTU of the tunnel interface
+    #[arg(long, value_name = "auto|BYTES", value_parser = checked(config::parse_mtu))]
+    mtu: Option<String>,
+    /// Mark on outside packets
+    #[arg(long, value_name = "off|MARK", value_parser = checked(config::parse_fwmark))]
+    fwmark: Option<String>,
+    /// Give clients the internet with this host's address
+    #[arg(long, value_name = "true|false", value_parser = checked(config::parse_switch))]
+    masquerade: Option<String>,
+    /// Let clients reach each other
+    #[arg(long, value_name = "true|false", value_parser = checked(config::parse_switch))]
+    client_to_client: Option<String>,
+    /// Offloads of the kernel
+    #[arg(long, value_name = "auto|off", value_parser = checked(config::parse_offload))]
+    offload: Option<String>,
+    /// Threads that carry packets
+    #[arg(long, value_name = "auto|N", value_parser = checked(config::parse_lanes))]
+    lanes: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -179,10 +256,25 @@ impl Cli {
         let layers = self.global.layers();
         match self.verb {
             Verb::Init(args) => init::run(&home, &args),
+            Verb::Gateway(args) => gateway::run(&home, &args.over(layers)),
             Verb::Peer(PeerVerb::Add(args)) => peer::add(&home, &args, &layers),
             Verb::Peer(PeerVerb::List { json }) => peer::list(&home, json, &layers),
             Verb::Peer(PeerVerb::Show { name, json }) => peer::show(&home, &name, json, &layers),
             Verb::Peer(PeerVerb::Rm { name }) => peer::remove(&home, &name, &layers),
+            Verb::Up { file, foreground, allow_hooks } => {
+                let log = Config::log_without_file(&layers)?;
+                client::up(&home, &UpOptions { file: profile(&home, file), foreground, allow_hooks, log })
+            }
+            Verb::Down { name } => client::down(&home, name.as_deref()),
+            Verb::Status { interface, json } => status::run(&home, interface.as_deref(), json),
+            Verb::Wg { interface, foreground } => {
+                let mut options = wg::Options::from_environment(&interface, foreground)?;
+                if layers.speak_of_log() {
+                    options.log = Config::log_without_file(&layers)?;
+                }
+                wg::run(&options)
+            }
+            Verb::Demo(args) => demo::run(args),
             Verb::Check { file, allow_hooks, json } => {
                 check::run(&home, file.as_deref(), allow_hooks, json, &layers)
             }
@@ -211,7 +303,29 @@ impl Global {
             layers.flag("log.format", "--log-format", format);
         }
         if let Some(file) = &self.log_file {
+            let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
             layers.flag("log.file", "--log-file", file.display());
+        }
+        layers
+    }
+}
+
+impl GatewayArgs {
+    fn over(self, mut layers: Layers) -> Layers {
+        let given = [
+            ("gateway.interface", "--interface", self.interface),
+            ("gateway.listen", "--listen", self.listen),
+            ("gateway.mtu", "--mtu", self.mtu),
+            ("gateway.fwmark", "--fwmark", self.fwmark),
+            ("gateway.masquerade", "--masquerade", self.masquerade),
+            ("gateway.client_to_client", "--client-to-client", self.client_to_client),
+            ("gateway.offload", "--offload", self.offload),
+            ("gateway.lanes", "--lanes", self.lanes),
+        ];
+        for (key, flag, value) in given {
+            if let Some(value) = value {
+                layers.flag(key, flag, value);
+            }
         }
         layers
     }
@@ -237,6 +351,19 @@ fn as_device(mut arguments: Vec<OsString>) -> Vec<OsString> {
         arguments.insert(1, "wg".into());
     }
     arguments
+}
+
+/// A text that `parse` accepts; it is parsed for good where it meets the other layers.
+fn checked<T>(
+    parse: impl Fn(&str) -> Result<T, Complaint> + Clone + Send + Sync + 'static,
+) -> impl Fn(&str) -> Result<String, Complaint> + Clone + Send + Sync + 'static {
+    move |text| parse(text).map(|_| text.to_owned())
+}
+
+/// A bare name is a file beside `adit.toml`, unless there is a file of that name right here.
+fn profile(home: &Home, file: PathBuf) -> PathBuf {
+    let is_bare = file.components().count() == 1 && file.extension().is_none() && !file.exists();
+    if is_bare { home.config_dir.join(file).with_extension("conf") } else { file }
 }
 
 /// The colour must be known before the command line is parsed: its errors are coloured too.

@@ -6,6 +6,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod demo;
 pub mod device;
 pub mod driver;
 pub mod endpoint;

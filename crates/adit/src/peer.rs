@@ -14,6 +14,7 @@ use crate::config::diagnostic::did_you_mean;
 use crate::config::name::PeerName;
 use crate::config::wgquick::{Interface, PeerSection, Table, WgQuick};
 use crate::config::{Config, Document, Layers, Mtu, Peer, parse_prefix, parse_suite};
+use crate::control;
 use crate::endpoint::HostPort;
 use crate::home::Home;
 use crate::keys;
@@ -252,7 +253,11 @@ fn remove_from_file(home: &Home, name: &PeerName) -> anyhow::Result<()> {
 }
 
 fn tell_gateway(home: &Home, config: &Config) {
-    let _ = (home, config);
+    match control::reload(home, config.gateway.interface.as_str()) {
+        Ok(Some(changes)) => eprintln!("the running gateway has it: {changes}"),
+        Ok(None) => {}
+        Err(error) => eprintln!("the file is changed, but the running gateway did not take it: {error}"),
+    }
 }
 
 fn unknown(config: &Config, name: &PeerName) -> anyhow::Error {

@@ -155,6 +155,12 @@ impl Layers {
         Self { flags: Vec::new(), environment }
     }
 
+    /// Whether anything is said about logging.
+    pub fn speak_of_log(&self) -> bool {
+        self.flags.iter().any(|(key, ..)| key.starts_with("log."))
+            || self.environment.iter().any(|(name, _)| name.starts_with("ADIT_LOG_"))
+    }
+
     /// Adds a flag that sets `key` (`section.name`).
     pub fn flag(&mut self, key: &'static str, flag: &str, value: impl fmt::Display) {
         self.flags.push((key, flag.to_owned(), value.to_string()));

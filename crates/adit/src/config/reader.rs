@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
@@ -107,9 +107,10 @@ impl Reader {
     }
 
     fn log_options(&mut self) -> Option<LogOptions> {
+        let directory = self.raw.directory.clone();
         let level = self.setting("log.level", parse_log_level);
         let format = self.setting("log.format", parse_log_format);
-        let file = self.setting("log.file", parse_log_file);
+        let file = self.setting("log.file", |text| parse_log_file(text, &directory));
         Some(LogOptions { level: level?, format: format?, file: file? })
     }
 
@@ -313,7 +314,7 @@ fn complain_key(error: KeyError) -> Complaint {
 /// A key written here, or the place where it is: `file:PATH` or `env:NAME`.
 fn secret<T>(
     text: &str,
-    directory: &std::path::Path,
+    directory: &Path,
     parse: impl Fn(&str) -> Result<T, KeyError>,
 ) -> Result<T, Complaint> {
     let key = if let Some(path) = text.strip_prefix("file:") {
@@ -333,15 +334,14 @@ fn secret<T>(
     parse(key.trim()).map_err(complain_key)
 }
 
-fn parse_log_file(text: &str) -> Result<Option<PathBuf>, Complaint> {
-    match text {
-        "" => Err(Complaint::new(
-            "the name of the log file is empty",
-            "write a path, or \"-\" for standard error",
-        )),
-        "-" => Ok(None),
-        path => Ok(Some(path.into())),
+/// "-" for standard error, or a path; a relative one starts from the directory of the configuration.
+fn parse_log_file(text: &str, directory: &Path) -> Result<Option<PathBuf>, Complaint> {
+    if text == "-" {
+        return Ok(None);
     }
+    std::path::absolute(directory.join(text)).ok().filter(|_| !text.is_empty()).map(Some).ok_or_else(|| {
+        Complaint::new("the name of the log file is empty", "write a path, or \"-\" for standard error")
+    })
 }
 
 pub(crate) fn parse_network(text: &str) -> Result<Ipv4Net, Complaint> {
