@@ -247,9 +247,30 @@ impl Report {
     }
 }
 
+/// One line, for a log: the first errors without the source. [`Report::render`] is for people.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.render(false).trim_end())
+        const SHOWN: usize = 3;
+        let name = escape(&self.source.name);
+        for (index, diagnostic) in self.diagnostics.iter().take(SHOWN).enumerate() {
+            if index > 0 {
+                f.write_str("; ")?;
+            }
+            match &diagnostic.place {
+                Place::File => write!(f, "{name}: ")?,
+                Place::Outside(place) => write!(f, "{}: ", escape(place))?,
+                Place::Span(span) => {
+                    let (line, column) = self.source.line_column(span.start);
+                    write!(f, "{name}:{line}:{column}: ")?;
+                }
+            }
+            let Complaint { reason, fix } = &diagnostic.complaint;
+            write!(f, "{} ({})", brief(reason), brief(fix))?;
+        }
+        match self.count().saturating_sub(SHOWN) {
+            0 => Ok(()),
+            more => write!(f, "; and {more} more"),
+        }
     }
 }
 
@@ -434,6 +455,17 @@ mod tests {
         (0..150).for_each(|_| report.push(Place::File, Complaint::new("r", "f")));
         assert_eq!((report.count(), report.diagnostics().len()), (150, 100));
         assert!(report.render(false).ends_with("a: 150 errors, the first 100 are shown\n"));
+    }
+
+    #[test]
+    fn a_log_gets_one_line_with_the_first_errors() {
+        let source = Source::new("a", "x\ny");
+        let mut report = Report::new(&source);
+        report.push(Place::Span(2..3), Complaint::new("wrong\nhere", "do this"));
+        report.push(Place::Outside("flag --x".into()), Complaint::new("r", "f"));
+        assert_eq!(report.to_string(), "a:2:1: wrong\u{fffd}here (do this); flag --x: r (f)");
+        (0..3).for_each(|_| report.push(Place::File, Complaint::new("r", "f")));
+        assert!(report.to_string().ends_with("a: r (f); and 2 more"), "{report}");
     }
 
     #[test]
