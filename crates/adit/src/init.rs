@@ -269,7 +269,11 @@ fn public_address() -> anyhow::Result<IpAddr> {
     let is_public = match address {
         IpAddr::V4(v4) => {
             let carrier_grade = v4.octets()[0] == 100 && (64..128).contains(&v4.octets()[1]);
-            !(v4.is_private() || v4.is_loopback() || v4.is_link_local() || carrier_grade)
+            !(v4.is_private()
+                || v4.is_loopback()
+                || v4.is_link_local()
+                || v4.is_documentation()
+                || carrier_grade)
         }
         IpAddr::V6(v6) => !(v6.is_unique_local() || v6.is_loopback() || v6.is_unicast_link_local()),
     };

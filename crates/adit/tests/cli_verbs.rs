@@ -209,7 +209,17 @@ fn init_says_every_decision_with_its_reason_and_never_the_key() {
         .unwrap()
         .trim_matches('"')
         .to_owned();
-    assert!(!(ran.stdout + &ran.stderr).contains(&key));
+    assert!(!format!("{}{}", ran.stdout, ran.stderr).contains(&key));
+    for decision in
+        ["endpoint   192.0.2.1:51820 ", "listen     UDP port 51820 ", "network6   fd", "interface  adit0 "]
+    {
+        let line = ran
+            .stdout
+            .lines()
+            .find(|line| line.contains(decision))
+            .unwrap_or_else(|| panic!("{}", ran.stdout));
+        assert!(line.rsplit("  ").next().is_some_and(|reason| reason.contains(' ')), "no reason: {line}");
+    }
     let network6 = text.lines().find_map(|line| line.strip_prefix("network6 = ")).unwrap();
     assert!(network6.starts_with("\"fd") && network6.ends_with("::/64\""), "{network6}");
 }
