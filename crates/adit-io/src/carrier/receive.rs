@@ -188,7 +188,7 @@ impl ReceiveBatch {
         let count = receive_messages(fd, headers)?;
         for (number, header) in headers.iter().take(count).enumerate() {
             let control = &mut controls[number];
-            control.set_len(header.msg_hdr.msg_controllen as usize);
+            control.set_len(header.msg_hdr.msg_controllen as _);
             let details = parse(control);
             if let Some(overflow) = details.overflow {
                 self.overflow = overflow;

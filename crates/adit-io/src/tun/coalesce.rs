@@ -253,6 +253,7 @@ impl Coalescer {
     }
 
     /// Appends a packet to a run if the kernel, cutting the run apart again, would make exactly these packets.
+    /// Otherwise the caller starts another run, and this one is never found again.
     fn append(&mut self, memory: &[u8], run: u32, number: u32, packet: &[u8], candidate: &Candidate) -> bool {
         let Some(run) = self.runs.get_mut(run as usize) else { return false };
         let Some(open) = &mut run.open else { return false };
@@ -264,19 +265,11 @@ impl Coalescer {
             && (run.packets as usize) < RUN_PACKETS
             && open.total_len as usize + usize::from(candidate.payload_len) <= RUN_BYTES
             && candidate.follows(open, run.packets, first, packet);
-        if !fits {
-            open.closed = true;
+        if !fits || !(open.verified || open.flow.checksum_is_valid(first)) {
             return false;
         }
-        if !open.verified {
-            if !open.flow.checksum_is_valid(first) {
-                open.closed = true;
-                return false;
-            }
-            open.verified = true;
-        }
+        open.verified = true;
         if !candidate.flow.checksum_is_valid(packet) {
-            open.closed = true;
             return false;
         }
         open.total_len += u32::from(candidate.payload_len);

@@ -85,7 +85,7 @@ impl Sample {
         } else {
             transport.extend(self.sequence.to_be_bytes());
             transport.extend(self.acknowledgement.to_be_bytes());
-            transport.push(((20 + self.options.len()) / 4 << 4) as u8);
+            transport.push(((20 + self.options.len()) * 4) as u8);
             transport.push(self.flags);
             transport.extend(self.window.to_be_bytes());
             transport.extend([0, 0, 0, 0]);

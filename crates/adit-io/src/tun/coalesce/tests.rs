@@ -396,8 +396,8 @@ proptest! {
             };
             *flow = flow.next(&vec![number as u8; len]);
             flow.flags = if matches!(step, Step::Push(_)) { 0x18 } else { 0x10 };
-            match step {
-                Step::Change(what) => match what % 9 {
+            if let Step::Change(what) = step {
+                match what % 9 {
                     0 => flow.window += 1,
                     1 => flow.acknowledgement += 1,
                     2 => flow.tos ^= 2,
@@ -407,8 +407,7 @@ proptest! {
                     6 => flow.flags = what | 0x10,
                     7 => flow.options.truncate(4),
                     _ => flow.dont_fragment ^= true,
-                },
-                _ => {}
+                }
             }
             let mut packet = flow.bytes();
             match step {

@@ -179,3 +179,14 @@ fn ipv6_options_are_walked_over() {
     let expected: Vec<_> = sample.cut(100).iter().map(with_options).collect();
     assert_eq!(cut(&vnet, &with_options(&sample)), expected);
 }
+
+#[test]
+fn a_sum_of_zero_is_not_written_as_no_checksum() {
+    for v6 in [false, true] {
+        let zero = (0..=u16::MAX)
+            .map(|word| Sample::udp(v6, &word.to_be_bytes()))
+            .find(|sample| sample.bytes()[sample.checksum_at()..][..2] == [0xff, 0xff])
+            .expect("one of all words brings the sum to zero");
+        assert_eq!(cut(&superpacket_header(&zero, 2), &zero.bytes()), [zero.bytes()]);
+    }
+}
