@@ -53,9 +53,12 @@ pub(crate) fn prepare(netlink: &mut Netlink, address: &Address) -> Result<Option
 }
 
 pub(crate) fn make(netlink: &mut Netlink, made: &MadeAddress) -> Result<(), HostError> {
-    netlink
-        .create(RouteNetlinkMessage::NewAddress(message(made)))
-        .map_err(|error| HostError::kernel(format!("add the address {}", made.address), error))
+    let doing = format!("add the address {}", made.address);
+    let Err(error) = netlink.create(RouteNetlinkMessage::NewAddress(message(made))) else { return Ok(()) };
+    let key = format!("net/ipv6/conf/{}/disable_ipv6", made.address.link);
+    let ipv6_off =
+        made.address.address.addr().is_ipv6() && sysctl::read(&key).is_ok_and(|value| value == "1");
+    Err(if ipv6_off { HostError::Ipv6Off { doing, key } } else { HostError::kernel(doing, error) })
 }
 
 pub(crate) fn undo(netlink: &mut Netlink, made: &MadeAddress) -> Result<Outcome, HostError> {

@@ -245,6 +245,8 @@ fn look_at_file(path: &Path, dns: &Dns) -> Result<MadeDns, HostError> {
 }
 
 fn undo_file(path: &Path, old: &OldFile, ours: &str) -> Result<Outcome, HostError> {
+    // A kill between writing and renaming leaves it.
+    let _ = fs::remove_file(beside(path));
     let is_link = fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink());
     let now = if is_link { None } else { fs::read(path).ok() };
     let already = match (old, &now) {
@@ -391,6 +393,18 @@ mod tests {
         fs::write(&path, "nameserver 10.0.0.77\n").unwrap();
         assert!(matches!(undo(&made).unwrap(), Outcome::LeftAlone(_)));
         assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 10.0.0.77\n");
+    }
+
+    #[test]
+    fn a_new_file_that_was_never_renamed_is_swept_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("resolv.conf");
+        fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
+        let made = look_at_file(&path, &dns()).unwrap();
+        fs::write(beside(&path), "# adit").unwrap();
+        assert_eq!(undo(&made).unwrap(), Outcome::Gone);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 10.0.0.1\n");
     }
 
     #[test]

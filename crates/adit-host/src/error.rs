@@ -24,6 +24,13 @@ pub enum HostError {
     )]
     Conflict { doing: String, other: String, choose: &'static str },
 
+    /// An IPv6 address was asked for where IPv6 is off.
+    #[error(
+        "cannot {doing}: IPv6 is switched off here ({key} = 1). Switch it on (sysctl -w {key}=0), \
+         or take the IPv6 addresses out of the configuration"
+    )]
+    Ipv6Off { doing: String, key: String },
+
     /// The kernel refused a change.
     #[error("cannot {doing}: {source}{next}")]
     Kernel { doing: String, source: io::Error, next: &'static str },

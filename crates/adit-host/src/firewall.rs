@@ -29,7 +29,7 @@ const FILTER: i32 = 0;
 const SRCNAT: i32 = 100;
 
 /// A table of our own, by what it is for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Firewall {
     Gateway(GatewayFirewall),
@@ -37,7 +37,7 @@ pub enum Firewall {
 }
 
 /// Masquerades the inside networks, and lets through only what belongs to the tunnel.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct GatewayFirewall {
     pub link: String,
     /// The networks behind the tunnel.
@@ -53,7 +53,7 @@ pub struct GatewayFirewall {
 }
 
 /// Guards a full tunnel: our address answers only through the tunnel, and replies keep the mark of their connection.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ClientFirewall {
     pub link: String,
     pub addresses: Vec<IpAddr>,
@@ -61,13 +61,13 @@ pub struct ClientFirewall {
 }
 
 /// A port we listen on, outside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Listener {
     pub transport: Transport,
     pub port: u16,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Transport {
     Udp,
@@ -81,7 +81,7 @@ impl Firewall {
             Firewall::Gateway(it) => &it.link,
             Firewall::Client(it) => &it.link,
         };
-        let plain = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '_' };
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "_-.".contains(c) { c } else { '_' };
         format!("adit_{}", link.chars().map(plain).collect::<String>())
     }
 
@@ -132,7 +132,7 @@ impl fmt::Display for Firewall {
 }
 
 /// A table we loaded.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct MadeFirewall {
     table: String,
 }

@@ -1,5 +1,7 @@
+use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
+use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -28,7 +30,7 @@ pub fn apply(plan: &Plan, journal_path: &Path) -> Result<Guard, HostError> {
     report.log();
     journal.begin()?;
     let mut guard = Guard { journal: Some(journal), entries: Vec::new(), namespace: namespace::current() };
-    match guard.make_all(plan.changes()) {
+    match guard.make_all(&plan.changes().collect::<Vec<_>>()) {
         Ok(()) => Ok(guard),
         Err(cause) => Err(match guard.undo() {
             Ok(_) => cause,
@@ -118,13 +120,15 @@ impl Guard {
         if !failures.is_empty() {
             return Err(self.incomplete(failures));
         }
+        let mut missing = Vec::new();
         for change in wanted {
             match self.entries.iter().position(|it| it.change == change || change.replaces(&it.change)) {
                 Some(position) if self.entries[position].change == change => {}
                 Some(position) => self.replace(position, change)?,
-                None => self.make(change)?,
+                None => missing.push(change),
             }
         }
+        self.make_all(&missing)?;
         Ok(report)
     }
 
@@ -133,32 +137,34 @@ impl Guard {
         self.journal.as_ref().map(|journal| journal.path().to_owned())
     }
 
-    fn make_all(&mut self, changes: impl Iterator<Item = Change>) -> Result<(), HostError> {
-        for change in changes {
-            self.make(change)?;
-        }
-        Ok(())
+    /// Makes changes of one kind at a time: a kind is looked up once, recorded and synced once, then made.
+    fn make_all(&mut self, changes: &[Change]) -> Result<(), HostError> {
+        changes.chunk_by(|a, b| discriminant(a) == discriminant(b)).try_for_each(|kind| self.make_kind(kind))
     }
 
-    fn make(&mut self, change: Change) -> Result<(), HostError> {
+    fn make_kind(&mut self, changes: &[Change]) -> Result<(), HostError> {
         let Some(journal) = &mut self.journal else { return Ok(()) };
         let mut netlink = Netlink::open()?;
-        let Some(made) = Made::prepare(&mut netlink, &change)? else {
-            tracing::debug!("already so: {change}");
-            self.entries.push(Entry { change, made: None });
-            return Ok(());
-        };
-        let seq = journal.record(&made)?;
-        match made.make(&mut netlink, &change, journal.lock()) {
-            Err(error) if made.is_all_or_nothing() => {
-                journal.forget(seq)?;
-                Err(error)
+        let prepared = Made::prepare(&mut netlink, changes)?;
+        let mut recorded = journal.record(prepared.iter().flatten())?;
+        for (change, made) in changes.iter().cloned().zip(prepared) {
+            let Some(made) = made else {
+                tracing::debug!("already so: {change}");
+                self.entries.push(Entry { change, made: None });
+                continue;
+            };
+            let Some(seq) = recorded.next() else { break };
+            let result = made.make(&mut netlink, &change, journal.lock());
+            if result.is_err() {
+                recorded.try_for_each(|seq| journal.forget(seq))?;
             }
-            result => {
-                self.entries.push(Entry { change, made: Some((seq, made)) });
-                result
+            match result.is_err() && made.is_all_or_nothing() {
+                true => journal.forget(seq)?,
+                false => self.entries.push(Entry { change, made: Some((seq, made)) }),
             }
+            result?;
         }
+        Ok(())
     }
 
     /// Makes a change in the place of one it [replaces](Change::replaces).
@@ -168,7 +174,7 @@ impl Guard {
         match (&change, &mut entry.made) {
             (Change::Link(wanted), Some((seq, Made::Link(made)))) => {
                 let again = made.again(wanted);
-                let new_seq = journal.record(&Made::Link(again.clone()))?;
+                let new_seq = journal.record([&Made::Link(again.clone())])?.start;
                 let result = link::make(&mut Netlink::open()?, &again);
                 let old_seq = std::mem::replace(seq, new_seq);
                 *made = again;
@@ -178,7 +184,7 @@ impl Guard {
             (Change::Firewall(firewall), Some(_)) => firewall::load(firewall, journal.lock())?,
             _ => {
                 self.entries.remove(position);
-                return self.make(change);
+                return self.make_kind(&[change]);
             }
         }
         entry.change = change;
@@ -310,17 +316,28 @@ pub(crate) enum Made {
 }
 
 impl Made {
-    /// Looks at the host; `None` when it already is as the change says.
-    fn prepare(netlink: &mut Netlink, change: &Change) -> Result<Option<Made>, HostError> {
-        Ok(match change {
-            Change::Firewall(it) => Some(Made::Firewall(MadeFirewall::new(it))),
-            Change::Sysctl(it) => sysctl::prepare(it)?.map(Made::Sysctl),
-            Change::Link(it) => link::prepare(netlink, it)?.map(Made::Link),
-            Change::Address(it) => address::prepare(netlink, it)?.map(Made::Address),
-            Change::Route(it) => route::prepare(netlink, it)?.map(Made::Route),
-            Change::Rule(it) => rule::prepare(netlink, it)?.map(Made::Rule),
-            Change::Dns(it) => dns::prepare(it)?.map(Made::Dns),
-        })
+    /// Looks at the host; `None` for what already is as the change says. The changes are of one kind.
+    fn prepare(netlink: &mut Netlink, changes: &[Change]) -> Result<Vec<Option<Made>>, HostError> {
+        let routes = match changes.first() {
+            Some(Change::Route(_)) => route::Tables::list(netlink)?,
+            _ => route::Tables::default(),
+        };
+        let mut prepared: Vec<Option<Made>> = Vec::with_capacity(changes.len());
+        let mut said = HashSet::new();
+        for change in changes {
+            let made = match change {
+                again if !said.insert(again) => None,
+                Change::Firewall(it) => Some(Made::Firewall(MadeFirewall::new(it))),
+                Change::Sysctl(it) => sysctl::prepare(it)?.map(Made::Sysctl),
+                Change::Link(it) => link::prepare(netlink, it)?.map(Made::Link),
+                Change::Address(it) => address::prepare(netlink, it)?.map(Made::Address),
+                Change::Route(it) => route::prepare(netlink, &routes, it)?.map(Made::Route),
+                Change::Rule(it) => rule::prepare(netlink, it)?.map(Made::Rule),
+                Change::Dns(it) => dns::prepare(it)?.map(Made::Dns),
+            };
+            prepared.push(made);
+        }
+        Ok(prepared)
     }
 
     fn make(&self, netlink: &mut Netlink, change: &Change, lock: &File) -> Result<(), HostError> {

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -102,12 +103,21 @@ impl Journal {
         sync.map_err(|error| HostError::file("write to the directory", directory, error))
     }
 
-    /// Records a change that is about to be made, and returns once it is on the disk.
-    pub(crate) fn record(&mut self, made: &Made) -> Result<u64, HostError> {
-        let seq = self.next_seq;
-        self.next_seq += 1;
-        self.write(&Line::Change { seq, made: made.clone() }, true)?;
-        Ok(seq)
+    /// Records changes that are about to be made, and returns their numbers once all are on the disk.
+    pub(crate) fn record<'a>(
+        &mut self,
+        made: impl IntoIterator<Item = &'a Made>,
+    ) -> Result<Range<u64>, HostError> {
+        let first = self.next_seq;
+        let mut lines = String::new();
+        for made in made {
+            lines += &self.text(&Line::Change { seq: self.next_seq, made: made.clone() })?;
+            self.next_seq += 1;
+        }
+        if !lines.is_empty() {
+            self.append(lines.as_bytes(), true)?;
+        }
+        Ok(first..self.next_seq)
     }
 
     /// Records that a change is undone. Losing this line is harmless.
@@ -130,9 +140,13 @@ impl Journal {
     }
 
     fn write(&mut self, line: &Line, sync: bool) -> Result<(), HostError> {
-        let text = serde_json::to_string(line).map_err(io::Error::other);
-        let text = text.map_err(|error| HostError::file("write", &self.path, error))? + "\n";
+        let text = self.text(line)?;
         self.append(text.as_bytes(), sync)
+    }
+
+    fn text(&self, line: &Line) -> Result<String, HostError> {
+        let text = serde_json::to_string(line).map_err(io::Error::other);
+        Ok(text.map_err(|error| HostError::file("write", &self.path, error))? + "\n")
     }
 
     fn append(&mut self, bytes: &[u8], sync: bool) -> Result<(), HostError> {
@@ -217,9 +231,8 @@ mod tests {
         let (mut journal, leftover) = Journal::open(&path).unwrap();
         assert!(leftover.changes.is_empty());
         journal.begin().unwrap();
-        let first = journal.record(&made(1)).unwrap();
-        journal.record(&made(2)).unwrap();
-        journal.forget(first).unwrap();
+        assert_eq!(journal.record(&[made(1), made(2)]).unwrap(), 1..3);
+        journal.forget(1).unwrap();
         drop(journal);
 
         let (journal, leftover) = Journal::open_existing(&path).unwrap().unwrap();
@@ -236,7 +249,7 @@ mod tests {
         let path = directory.path().join("journal");
         let (mut journal, _) = Journal::open(&path).unwrap();
         journal.begin().unwrap();
-        journal.record(&made(1)).unwrap();
+        journal.record([&made(1)]).unwrap();
         journal
             .append(b"{\"line\":\"change\",\"seq\":2,\"what\":\"from_the_future\"}\n{\"line\":\"cha", true)
             .unwrap();
@@ -246,10 +259,31 @@ mod tests {
         assert_eq!(leftover.changes, [(1, made(1))]);
         assert_eq!(leftover.warnings.len(), 2);
         assert!(leftover.warnings[1].contains("line 4"), "{:?}", leftover.warnings);
-        journal.record(&made(3)).unwrap();
+        journal.record([&made(3)]).unwrap();
         drop(journal);
         let (_, leftover) = Journal::open_existing(&path).unwrap().unwrap();
         assert_eq!(leftover.changes.len(), 2, "a line after a torn one is readable");
+    }
+
+    #[test]
+    fn a_journal_cut_anywhere_still_tells_all_that_came_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.begin().unwrap();
+        journal.record(&[made(1), made(2), made(3)]).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        for cut in 0..=bytes.len() {
+            let (leftover, _) = parse(&bytes[..cut], &path);
+            let whole_lines = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
+            let without_newline = usize::from(bytes.get(cut) == Some(&b'\n'));
+            assert_eq!(
+                leftover.changes.len(),
+                (whole_lines + without_newline).saturating_sub(1),
+                "cut at {cut}"
+            );
+            assert!(leftover.warnings.len() <= 1);
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl fmt::Display for Plan {
 }
 
 /// One thing a plan changes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
     Firewall(Firewall),
@@ -73,7 +73,7 @@ impl fmt::Display for Change {
 }
 
 /// Settings of an existing network interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Link {
     pub name: String,
     pub mtu_bytes: Option<u32>,
@@ -95,7 +95,7 @@ impl fmt::Display for Link {
 }
 
 /// An address on an interface, with its on-link prefix.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Address {
     pub link: String,
     pub address: IpNet,
@@ -108,7 +108,7 @@ impl fmt::Display for Address {
 }
 
 /// An entry of a routing table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Route {
     pub destination: IpNet,
     pub hop: Hop,
@@ -117,7 +117,7 @@ pub struct Route {
 }
 
 /// Where a route leads.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Hop {
     Link(String),
@@ -185,7 +185,7 @@ impl fmt::Display for Family {
 }
 
 /// A policy rule: which packets look in which table.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Rule {
     pub family: Family,
     /// Lower is asked earlier; never 0.
@@ -225,7 +225,7 @@ impl Rule {
 }
 
 /// A packet mark and the bits of it that count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Fwmark {
     pub mark: u32,
     pub mask: u32,
@@ -268,7 +268,7 @@ impl fmt::Display for Rule {
 }
 
 /// A kernel setting below `/proc/sys`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Sysctl {
     /// `net.ipv4.ip_forward`, or with slashes when an interface name has dots.
     pub key: String,
@@ -288,7 +288,7 @@ impl fmt::Display for Sysctl {
 }
 
 /// Who answers name queries while the tunnel is up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Dns {
     pub link: String,
     pub servers: Vec<IpAddr>,

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -145,14 +146,31 @@ impl fmt::Display for MadeRoute {
     }
 }
 
-pub(crate) fn prepare(netlink: &mut Netlink, route: &Route) -> Result<Option<MadeRoute>, HostError> {
+/// The routes there are, by table and destination.
+#[derive(Debug, Default)]
+pub(crate) struct Tables(HashMap<(u32, IpNet), Vec<Found>>);
+
+impl Tables {
+    pub(crate) fn list(netlink: &mut Netlink) -> Result<Tables, HostError> {
+        let mut tables = Tables::default();
+        for found in list(netlink)? {
+            tables.0.entry((found.table, found.destination)).or_default().push(found);
+        }
+        Ok(tables)
+    }
+}
+
+pub(crate) fn prepare(
+    netlink: &mut Netlink,
+    tables: &Tables,
+    route: &Route,
+) -> Result<Option<MadeRoute>, HostError> {
     let doing = format!("add the route {route}");
     let index = match route.hop.link() {
         Some(name) => Some(link::need(netlink, name, doing.clone())?.index),
         None => None,
     };
-    let same_place = |it: &Found| it.table == route.table && it.destination == route.destination.trunc();
-    let there: Vec<Found> = list(netlink)?.into_iter().filter(same_place).collect();
+    let there = tables.0.get(&(route.table, route.destination.trunc())).map_or(&[][..], Vec::as_slice);
     let gateway = match route.hop {
         Hop::Gateway { via, .. } => Some(via),
         Hop::Link(_) => None,

@@ -18,6 +18,11 @@ pub fn links_accepting_router_advertisements() -> Vec<String> {
     links
 }
 
+/// Whether this host speaks IPv6 at all: it is neither missing from the kernel nor switched off.
+pub fn ipv6_enabled() -> bool {
+    read("net/ipv6/conf/all/disable_ipv6").is_ok_and(|value| value == "0")
+}
+
 /// A setting we changed, what it was, and what the kernel changes along with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MadeSysctl {

@@ -43,7 +43,8 @@ fn no_masqueraded_connection_can_get_a_port_we_listen_on() {
 fn the_table_is_named_after_the_link_and_only_with_plain_characters() {
     let named = |link: &str| Firewall::Gateway(GatewayFirewall { link: link.into(), ..gateway(&[]) }).table();
     assert_eq!(named("adit0"), "adit_adit0");
-    assert_eq!(named("vpn-1.x y;{"), "adit_vpn_1_x_y__");
+    assert_eq!(named("vpn-1.x"), "adit_vpn-1.x");
+    assert_eq!(named("vpn 1;{"), "adit_vpn_1__");
 }
 
 #[test]

@@ -5,6 +5,8 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use std::env;
 
@@ -50,7 +52,7 @@ impl Host {
             ip(&format!("link set {link} up"));
         }
         ip("address add 192.0.2.2/24 dev up0");
-        ip("address add 2001:db8::2/64 dev up0");
+        add_ipv6("2001:db8::2/64", "up0");
         ip("route add default via 192.0.2.1 dev up0");
         ip("-6 route add default via 2001:db8::1 dev up0");
         // A queueing discipline once given stays, so the tunnel has been up before.
@@ -98,6 +100,15 @@ pub fn difference(before: &BTreeMap<String, String>, after: &BTreeMap<String, St
 pub fn assert_same(before: &BTreeMap<String, String>) {
     let difference = difference(before, &state());
     assert!(difference.is_empty(), "{}", difference.join("\n"));
+}
+
+/// The kernel adds the local route of an IPv6 address a moment after the address.
+pub fn add_ipv6(address: &str, link: &str) {
+    ip(&format!("address add {address} dev {link} nodad"));
+    let local = format!("local {} dev {link}", address.split('/').next().unwrap());
+    while !ip("-6 route show table local").contains(&local) {
+        thread::sleep(Duration::from_millis(1));
+    }
 }
 
 pub fn ip(arguments: &str) -> String {

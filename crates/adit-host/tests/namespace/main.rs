@@ -4,12 +4,12 @@ mod host;
 
 use std::env;
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use adit_host::{
     Address, ClientHost, Firewall, GatewayHost, Hop, HostError, Link, Listener, MAIN_TABLE, Plan, Route,
@@ -119,7 +119,7 @@ const JOURNAL: &str = "ADIT_HOST_TEST_JOURNAL";
 #[test]
 #[ignore = "run by another test"]
 fn applies_and_waits() {
-    let journal = PathBuf::from(env::var_os(JOURNAL).expect("run by another test"));
+    let Some(journal) = env::var_os(JOURNAL).map(PathBuf::from) else { return };
     let _guard = apply(&client(), &journal).unwrap();
     println!("applied");
     thread::sleep(Duration::from_secs(60));
@@ -158,8 +158,13 @@ fn a_process_killed_at_any_moment_leaves_nothing_that_cannot_be_undone() {
         let host = Host::new();
         let before = state();
         let mut half_made = 0;
-        for delay_ms in (0..60).step_by(3) {
+        for (recorded, delay_ms) in (1..=14).flat_map(|lines| [(lines, 0), (lines, 2)]) {
             let mut child = again("applies_and_waits", &[(JOURNAL, &host.journal())]);
+            let lines = || fs::read_to_string(host.journal()).unwrap_or_default().lines().count();
+            while lines() < recorded {
+                assert!(child.try_wait().unwrap().is_none(), "the child ended by itself");
+                thread::yield_now();
+            }
             thread::sleep(Duration::from_millis(delay_ms));
             child.kill().unwrap();
             child.wait().unwrap();
@@ -167,7 +172,7 @@ fn a_process_killed_at_any_moment_leaves_nothing_that_cannot_be_undone() {
             assert!(report.left_alone.is_empty(), "{report:?}");
             half_made += usize::from(!report.undone.is_empty() && report.undone.len() < 13);
             let difference = difference(&before, &state());
-            assert!(difference.is_empty(), "killed after {delay_ms} ms: {}", difference.join("\n"));
+            assert!(difference.is_empty(), "killed at line {recorded}: {}", difference.join("\n"));
         }
         assert!(half_made > 0, "no kill came in the midst of the changes");
     });
@@ -245,7 +250,7 @@ fn what_was_already_so_stays_so() {
         set_sysctl("net.ipv4.conf.all.src_valid_mark", "1");
         ip("link set adit0 up mtu 1420");
         ip("address add 10.9.0.2/32 dev adit0");
-        ip("address add fd00:9::9/128 dev adit0");
+        add_ipv6("fd00:9::9/128", "adit0");
         ip("route add 10.20.0.0/16 dev adit0");
         ip("route add default dev adit0 table 51820");
         ip("rule add table main suppress_prefixlength 0 priority 32764");
@@ -392,6 +397,7 @@ fn the_kernel_takes_every_shape_of_gateway_ruleset() {
         for shape in 0..32 {
             let bit = |bit: u32| shape & (1 << bit) != 0;
             let mut firewall = full.clone();
+            firewall.link = "vpn-1.x".into();
             firewall.masquerade = bit(0);
             firewall.client_to_client = bit(1);
             firewall.only_tunnel_forwards = bit(2);
@@ -499,5 +505,101 @@ fn after_a_reboot_only_files_are_put_back() {
         assert_eq!(report.undone, ["dns /etc/resolv.conf"]);
         assert_eq!(fs::read_to_string("/etc/resolv.conf").unwrap(), RESOLV_CONF);
         assert_eq!(sysctl("net.ipv4.conf.all.src_valid_mark"), "1", "what the new boot set is not ours");
+    });
+}
+
+#[test]
+fn thousands_of_routes_take_one_look_and_one_sync() {
+    in_namespace("thousands_of_routes_take_one_look_and_one_sync", || {
+        let host = Host::new();
+        let before = state();
+        let nets = (0..4000).map(|it| format!("10.{}.{}.0/24", it / 250, it % 250));
+        let mut routes: Vec<Route> = nets.map(|net| route_to(&net, dev("adit0"))).collect();
+        routes.push(routes[0].clone());
+        let started = Instant::now();
+        let guard = apply(&Plan { routes, ..client() }, &host.journal()).unwrap();
+        assert_eq!(ip("route").matches("proto 173").count(), 4000);
+        guard.undo().unwrap();
+        assert_same(&before);
+        assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    });
+}
+
+#[test]
+fn ipv6_switched_off_is_said_so() {
+    in_namespace("ipv6_switched_off_is_said_so", || {
+        let host = Host::new();
+        assert!(adit_host::ipv6_enabled());
+        set_sysctl("net.ipv6.conf.all.disable_ipv6", "1");
+        assert!(!adit_host::ipv6_enabled());
+        let before = state();
+        let error = apply(&client(), &host.journal()).unwrap_err();
+        assert!(matches!(error, HostError::Ipv6Off { .. }), "{error}");
+        assert_same(&before);
+    });
+}
+
+#[test]
+fn resolvconf_is_told_where_it_manages_resolv_conf() {
+    in_namespace("resolvconf_is_told_where_it_manages_resolv_conf", || {
+        let host = Host::new();
+        if !Path::new("/usr/sbin/resolvconf").exists() && !Path::new("/sbin/resolvconf").exists() {
+            println!("not tried: resolvconf is not installed");
+            return;
+        }
+        run("mount", &["-t", "tmpfs", "tmpfs", "/run"]);
+        fs::create_dir("/run/resolvconf").unwrap();
+        let mut tell = Command::new("resolvconf").args(["-a", "up0"]).stdin(Stdio::piped()).spawn().unwrap();
+        tell.stdin.take().unwrap().write_all(b"nameserver 192.0.2.53\n").unwrap();
+        assert!(tell.wait().unwrap().success());
+        let before = state();
+        assert!(before["resolv.conf"].contains("Generated by resolvconf"), "{}", before["resolv.conf"]);
+
+        let plan = Plan { dns: client().dns, ..Plan::default() };
+        let guard = apply(&plan, &host.journal()).unwrap();
+        let with = fs::read_to_string("/etc/resolv.conf").unwrap();
+        assert!(with.contains("nameserver 10.9.0.1") && !with.contains("192.0.2.53"), "{with}");
+        assert_eq!(guard.undo().unwrap().undone, ["dns adit0 servers 10.9.0.1 search inside (resolvconf)"]);
+        assert_same(&before);
+    });
+}
+
+/// Not a test by itself: what `without_rights_the_error_says_to_use_sudo` runs.
+#[test]
+#[ignore = "run by another test"]
+fn applies_and_tells() {
+    let Some(journal) = env::var_os(JOURNAL).map(PathBuf::from) else { return };
+    let only_route = Plan { routes: client().routes, ..Plan::default() };
+    for plan in [client(), gateway(), only_route] {
+        match apply(&plan, &journal) {
+            Ok(guard) => {
+                println!("applied");
+                guard.undo().unwrap();
+            }
+            Err(error) => println!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn without_rights_the_error_says_to_use_sudo() {
+    in_namespace("without_rights_the_error_says_to_use_sudo", || {
+        let host = Host::new();
+        ip("link set adit0 up");
+        add_ipv6("fd00:9::9/128", "adit0");
+        let before = state();
+        let told = |wrapper: &[&str]| {
+            let mut command = Command::new(wrapper[0]);
+            command.args(&wrapper[1..]).arg(env::current_exe().unwrap());
+            command.args(["--exact", "applies_and_tells", "--nocapture", "--include-ignored"]);
+            let output = command.env(JOURNAL, host.journal()).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(told(&["env"]).matches("applied").count(), 3);
+        let told = told(&["setpriv", "--bounding-set=-all", "--inh-caps=-all"]);
+        assert_eq!(told.matches("permission denied").count(), 3, "{told}");
+        assert_eq!(told.matches("sudo").count(), 3, "{told}");
+        assert_same(&before);
+        assert!(!host.journal().exists());
     });
 }
