@@ -162,6 +162,11 @@ impl World {
         &mut self.nats[id.0]
     }
 
+    /// Whether an address is the public one of a NAT.
+    pub fn is_nat(&self, address: IpAddr) -> bool {
+        matches!(self.places.get(&address), Some(Place::Nat(_)))
+    }
+
     /// Changes both directions of a host's access.
     pub fn set_conditions(&mut self, id: HostId, change: impl Fn(&mut Conditions)) {
         let host = self.host_mut(id);

@@ -226,7 +226,7 @@ impl Engine {
             None => self.add_peer(update.public_key, update.suite.unwrap_or(self.config.default_suite)),
         };
         if let Some(suite) = update.suite {
-            self.set_suite(id, suite);
+            self.set_suite(clock, id, suite);
         }
         if let Some(endpoint) = update.endpoint {
             if let Some(peer) = self.peer_mut(id) {
@@ -261,7 +261,7 @@ impl Engine {
     }
 
     /// Pins another suite: the peer starts over with a path of its own, at the same place.
-    fn set_suite(&mut self, id: PeerId, suite: Suite) {
+    fn set_suite(&mut self, clock: Clock, id: PeerId, suite: Suite) {
         if self.peer(id).is_none_or(|peer| peer.path.suite == suite) {
             return;
         }
@@ -275,7 +275,9 @@ impl Engine {
         fresh.persistent_keepalive_secs = peer.persistent_keepalive_secs;
         fresh.latest_timestamp = peer.latest_timestamp;
         fresh.queued = peer.queued;
-        *peer = fresh;
+        let old = core::mem::replace(peer, fresh);
+        self.drop_staged(&old.path);
+        self.arm_persistent_keepalive(clock.now, id);
     }
 
     fn change_allowed_ips(&mut self, id: PeerId, replace: bool, changes: &[AllowedIpChange]) {
@@ -326,7 +328,7 @@ impl Engine {
         self.allowed_ips.remove_peer(id.0);
         if let Some(peer) = self.peers.get_mut(id.0 as usize).and_then(Option::take) {
             self.timers.update(id, peer.queued, None);
-            peer.path.purge_staged();
+            self.drop_staged(&peer.path);
             self.free_slots.push(id);
         }
         self.table_changed = true;

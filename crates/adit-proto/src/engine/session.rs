@@ -140,7 +140,7 @@ impl Engine {
         }
         let rearm = peer.persistent_keepalive();
         self.drop_awaiting(id);
-        self.forwarding.drops.add(DropReason::HandshakeTimeout, path.purge_staged() as u64);
+        self.drop_staged(&path);
         path.keypair_needed_again();
         if let Some(keypair) = path.current() {
             keypair.rekey_lost();
@@ -181,8 +181,13 @@ impl Engine {
         self.send_initiation(clock, id, Attempt::First);
     }
 
+    /// A handshake under way is younger than every key erased here, and packets may wait for it.
     fn erase_keys(&mut self, id: PeerId) {
-        self.end_sessions(id);
+        if self.peer(id).is_some_and(|peer| peer.timers.is_set(Timer::RetransmitHandshake)) {
+            self.end_keypairs(id);
+        } else {
+            self.end_sessions(id);
+        }
         if let Some(peer) = self.peer(id).map(|peer| peer.path.public_key) {
             self.tell(Event::KeysErased { peer });
         }
@@ -277,15 +282,26 @@ impl Engine {
     /// Ends every session of a peer and the handshake under way.
     pub(super) fn end_sessions(&mut self, id: PeerId) {
         self.drop_awaiting(id);
+        if let Some(peer) = self.peer_mut(id) {
+            peer.path.keypair_needed_again();
+            peer.timers.stop(Timer::RetransmitHandshake);
+            peer.attempts = 0;
+        }
+        self.end_keypairs(id);
+    }
+
+    fn end_keypairs(&mut self, id: PeerId) {
         let Some(peer) = self.peer_mut(id) else { return };
         let ended = peer.keypairs.take_all();
         peer.path.clear_current();
-        peer.path.keypair_needed_again();
-        peer.timers.stop(Timer::RetransmitHandshake);
         peer.timers.stop(Timer::EraseKeys);
-        peer.attempts = 0;
         self.requeue(id);
         self.retire(ended);
+    }
+
+    /// Drops the packets that wait for a session which will not come.
+    pub(super) fn drop_staged(&mut self, path: &Path) {
+        self.forwarding.drops.add(DropReason::HandshakeTimeout, path.purge_staged() as u64);
     }
 
     /// Ends keypairs: no lane finds them any more, and lanes that hold one refuse it.

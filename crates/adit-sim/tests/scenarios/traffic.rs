@@ -37,11 +37,20 @@ pub(crate) fn arrives(world: &mut World, from: HostId, to: HostId) -> bool {
     world.probes.arrived(probe)
 }
 
+/// Sends packets all at once.
+pub(crate) fn send_many(world: &mut World, from: HostId, to: HostId, packets: u32) {
+    for _ in 0..packets {
+        world.send(from, to);
+    }
+}
+
 /// Sends one packet in each flow, waits `every`, and so on for as long as `lasting`.
 pub(crate) fn steady(world: &mut World, flows: &[(HostId, HostId)], every: Duration, lasting: Duration) {
     let end = world.now.saturating_add(lasting);
     while world.now < end {
-        flows.iter().for_each(|&(from, to)| drop(world.send(from, to)));
+        for &(from, to) in flows {
+            world.send(from, to);
+        }
         world.run_for(every);
     }
 }
