@@ -267,3 +267,81 @@ impl AsFd for MemoryPort {
         self.inbox.filled.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::carrier::{Family, Port};
+    use crate::poll::Poller;
+    use crate::tun::INSIDE_MAX;
+
+    fn address(number: u8) -> SocketAddr {
+        format!("192.0.2.{number}:51820").parse().unwrap()
+    }
+
+    #[test]
+    fn datagrams_reach_the_port_with_their_address() {
+        let network = MemoryNetwork::default();
+        let [mut a, mut b, mut c] =
+            [1, 2, 3].map(|number| Port::Memory(network.port(address(number)).unwrap()));
+        let mut poller = Poller::new().unwrap();
+        for (family, fd) in b.sockets() {
+            poller.add(fd, family as u64).unwrap();
+        }
+        assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap().count(), 0);
+        let (to_b, to_nobody) = (Endpoint::udp(address(2)), Endpoint::udp(address(9)));
+        let transmit = |endpoint, contents| Transmit { endpoint, ecn: Ecn::Ce, segment_size: 4, contents };
+        let report = a.send(&[transmit(&to_b, &b"onlytwo"[..]), transmit(&to_nobody, b"lost")]);
+        assert_eq!((report.sent, report.bytes, report.dropped()), (3, 11, 0));
+
+        assert_eq!(poller.wait(Some(Duration::from_secs(1))).unwrap().count(), 1);
+        let mut batch = ReceiveBatch::new(4);
+        assert_eq!(c.receive(Family::V4, &mut batch).unwrap(), 0);
+        assert_eq!(b.receive(Family::V4, &mut batch).unwrap(), 1);
+        let (received, datagrams) = batch.datagrams_mut(0);
+        assert_eq!(datagrams.collect::<Vec<_>>(), [&b"only"[..], b"two"]);
+        assert_eq!((received.endpoint.remote, received.ecn), (address(1), Ecn::Ce));
+        assert_eq!(received.endpoint.local, Some(address(2).ip()));
+        assert_eq!(b.local_port(), 51820);
+        assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap().count(), 0, "drained");
+    }
+
+    #[test]
+    fn a_queue_that_is_full_counts_what_it_drops() {
+        let network = MemoryNetwork::default();
+        let mut a = Port::Memory(network.port(address(1)).unwrap());
+        let _b = network.port(address(2)).unwrap();
+        let to = Endpoint::udp(address(2));
+        let transmit = Transmit { endpoint: &to, ecn: Ecn::NotEct, segment_size: 2, contents: b"xy" };
+        let report = a.send(&vec![transmit; QUEUE + 5]);
+        assert_eq!((report.sent, report.no_buffer), (QUEUE as u64, 5));
+
+        let (_tun, host) = tun("m0", 1420, Offload::None).unwrap();
+        let taken = (0..QUEUE + 5).filter(|_| host.send(&[0x45])).count();
+        assert_eq!(taken, QUEUE);
+    }
+
+    #[test]
+    fn a_device_passes_packets_both_ways() {
+        let (mut tun, host) = tun("m0", 1420, Offload::None).unwrap();
+        let mut poller = Poller::new().unwrap();
+        poller.add(&tun, 1).unwrap();
+        assert_eq!((tun.name(), tun.mtu().unwrap()), ("m0".to_owned(), 1420));
+        let mut packet = [0; 20];
+        packet[0] = 0x45;
+        packet[3] = 20;
+        assert!(host.send(&packet));
+        assert_eq!(poller.wait(Some(Duration::from_secs(1))).unwrap().count(), 1);
+        let mut buf = vec![0; INSIDE_MAX];
+        assert_eq!(tun.read(&mut buf).unwrap().unwrap().len(), 20);
+        assert!(tun.read(&mut buf).unwrap().is_none());
+        assert!(host.send(b"not IP"));
+        assert!(matches!(tun.read(&mut buf), Err(ReadError::Malformed)));
+
+        tun.write(&packet).unwrap();
+        assert_eq!(host.receive().unwrap().unwrap(), [packet]);
+        assert!(host.receive().unwrap().is_none());
+    }
+}

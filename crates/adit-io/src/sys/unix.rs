@@ -1,9 +1,9 @@
 //! Unix sockets that only their owner can open.
 
-use std::fs::{DirBuilder, Permissions};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
@@ -30,13 +30,13 @@ pub fn bind_private(path: &Path) -> io::Result<UnixListener> {
     // SAFETY: a descriptor we own.
     check(unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) }).map_err(explain)?;
     socket.bind(&SockAddr::unix(path).map_err(explain)?).map_err(explain)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(explain)?;
     socket.listen(16).map_err(explain)?;
     Ok(socket.into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixStream;
 
     use super::*;
@@ -56,18 +56,6 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         assert!(error.to_string().contains("control.sock"), "{error}");
         std::fs::remove_dir_all(&home).unwrap();
-    }
-
-    #[test]
-    fn the_mode_is_set_before_the_file_exists() {
-        let path = std::env::temp_dir().join(format!("adit-io-mode-{}.sock", std::process::id()));
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
-        // SAFETY: a descriptor we own.
-        check(unsafe { libc::fchmod(socket.as_raw_fd(), 0o600) }).unwrap();
-        socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
-        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
-        std::fs::remove_file(&path).unwrap();
-        assert_eq!(mode, 0o600);
     }
 
     #[test]
