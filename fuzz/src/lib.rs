@@ -4,12 +4,15 @@
 //! it in every test run, `cargo xtask fuzz` mutates for as long as one likes, and the targets in
 //! `libfuzzer/` add coverage guidance where cargo-fuzz and a nightly compiler are at hand.
 
+pub mod config;
 pub mod corpus;
 pub mod datagram;
 pub mod inside;
 pub mod mutation;
 pub mod session;
 pub mod superpacket;
+pub mod uapi;
+pub mod wgquick;
 
 /// A harness and its name, which is also the name of its corpus.
 #[derive(Clone, Copy)]
@@ -22,10 +25,13 @@ pub struct Target {
 
 /// Every target.
 pub const TARGETS: &[Target] = &[
+    Target { name: "config", run: config::run },
     Target { name: "datagram", run: datagram::run },
     Target { name: "inside", run: inside::run },
     Target { name: "session", run: session::run },
     Target { name: "superpacket", run: superpacket::run },
+    Target { name: "uapi", run: uapi::run },
+    Target { name: "wgquick", run: wgquick::run },
 ];
 
 /// The target of that name.

@@ -7,7 +7,7 @@ use adit_fuzz::mutation::{Rng, mutate};
 use adit_fuzz::{TARGETS, corpus};
 
 const MUTATIONS: usize = 100_000;
-const BUDGET: Duration = Duration::from_secs(4);
+const BUDGET: Duration = Duration::from_secs(3);
 
 #[test]
 fn every_target_holds_on_its_corpus() {

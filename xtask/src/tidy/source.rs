@@ -116,6 +116,9 @@ fn is_test_file(path: &str) -> bool {
 }
 
 fn name(file: &TextFile) -> Option<Finding> {
+    if is_test_file(&file.path) {
+        return None;
+    }
     let path = std::path::Path::new(&file.path);
     let stem = path.file_stem()?.to_str()?;
     let dir = path.parent().and_then(|dir| dir.file_name()).and_then(|dir| dir.to_str()).unwrap_or_default();
@@ -225,5 +228,6 @@ mod tests {
         assert_eq!(faults("crates/adit/src/peer_manager.rs", "").len(), 1);
         assert_eq!(faults("crates/adit/src/helpers/mod.rs", "").len(), 1);
         assert_eq!(faults("crates/adit/src/peer.rs", ""), [""; 0]);
+        assert_eq!(faults("crates/adit/tests/common/mod.rs", ""), [""; 0]);
     }
 }
