@@ -154,19 +154,18 @@ impl Client {
         let Some(peer) = self.file.peers.iter().find(|peer| peer.endpoint.is_some()) else { return Ok(true) };
         let advice = no_answer(peer);
         let deadline = Instant::now() + FIRST_ANSWER;
-        while !self.instance.endpoints_changed {
-            if Instant::now() > deadline {
-                readiness.warn(&advice);
-                break;
-            }
-            match self.instance.wait(Duration::from_millis(20)) {
-                Wake::Tick => {}
+        loop {
+            match self.instance.wait(deadline.saturating_duration_since(Instant::now())) {
+                Wake::Heard => return Ok(true),
+                Wake::Tick => {
+                    readiness.warn(&advice);
+                    return Ok(true);
+                }
                 Wake::Stop => return Ok(false),
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
                 Wake::Reload(asked) => refuse_reload(asked),
             }
         }
-        Ok(true)
     }
 
     fn run_until_asked(&mut self) -> anyhow::Result<()> {
@@ -175,6 +174,7 @@ impl Client {
                 Wake::Stop => return Ok(()),
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
                 Wake::Tick => self.instance.endpoints.ask_for_missing(),
+                Wake::Heard => {}
                 Wake::Reload(asked) => refuse_reload(asked),
             }
         }

@@ -62,6 +62,7 @@ struct Gateway {
     layers: Layers,
     config: Config,
     heard: HeardFile,
+    unsaved: bool,
     to_greet: Vec<PublicKey>,
     pid_file: PidFile,
 }
@@ -92,7 +93,7 @@ impl Gateway {
         let interface = config.gateway.interface.to_string();
         let pid_file = PidFile::lock(&control::pid_path(home, &interface))?;
         let journal = control::journal_path(home, &interface);
-        device::clean_up_after(&journal)?;
+        // What a killed gateway left is taken over by `adit_host::apply`, so that connections through it live on.
         device::refuse_existing(&interface)?;
 
         let offload = config.gateway.offload == Offload::Auto;
@@ -121,6 +122,7 @@ impl Gateway {
             layers: layers.clone(),
             config,
             heard,
+            unsaved: false,
             to_greet,
             pid_file,
         })
@@ -136,6 +138,7 @@ impl Gateway {
                     self.greet_some();
                     self.instance.endpoints.ask_for_missing();
                 }
+                Wake::Heard => self.unsaved = true,
                 Wake::Reload(asked) => {
                     let outcome = self.reload();
                     match &outcome {
@@ -148,9 +151,8 @@ impl Gateway {
                     }
                 }
             }
-            if self.instance.endpoints_changed {
-                let peers = self.instance.driver.snapshot().peers;
-                self.instance.endpoints_changed = !self.heard.save(&peers, false);
+            if self.unsaved {
+                self.unsaved = !self.heard.save(&self.instance.driver.snapshot().peers, false);
             }
         }
     }
@@ -272,9 +274,12 @@ fn describe(instance: &mut Instance, config: &Config, mtu_bytes: u32) {
 fn mtu_of(config: &Config) -> anyhow::Result<u32> {
     match config.gateway.mtu {
         Mtu::Bytes(bytes) => Ok(bytes.into()),
-        Mtu::Auto => Ok(adit_host::auto_mtu(&[], config.gateway.fwmark)?),
+        Mtu::Auto => Ok(adit_host::auto_mtu(&[], config.gateway.fwmark)?.min(INTERNET_MTU_BYTES)),
     }
 }
+
+/// Clients are reached over the internet, whatever the link beside the gateway carries.
+const INTERNET_MTU_BYTES: u32 = 1420;
 
 fn plan(config: &Config, port: u16, mtu_bytes: u32) -> Plan {
     let gateway = &config.gateway;

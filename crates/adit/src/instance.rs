@@ -1,6 +1,6 @@
 //! A running gateway or client: who it is, and what wakes it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use adit_proto::event::{Command, Event, PeerStatus, PeerUpdate};
@@ -21,6 +21,8 @@ pub enum Wake {
     Stop,
     /// Asked to read the configuration again, and perhaps to answer what came of it.
     Reload(Option<Asked>),
+    /// A peer was heard anew, or at another endpoint.
+    Heard,
     /// The time is over.
     Tick,
     /// It cannot go on, for this reason.
@@ -42,8 +44,7 @@ pub struct Instance {
     pub driver: Driver,
     /// The peers that are configured by name.
     pub endpoints: Endpoints,
-    /// Set whenever a peer is heard at another endpoint, or anew.
-    pub endpoints_changed: bool,
+    heard: HashSet<PublicKey>,
     names: HashMap<PublicKey, (usize, Option<String>)>,
     since: SystemTime,
     signals: Receiver<Signal>,
@@ -67,7 +68,7 @@ impl Instance {
             interface,
             addresses: Vec::new(),
             mtu_bytes: 0,
-            endpoints_changed: false,
+            heard: HashSet::new(),
             names: HashMap::new(),
             since: SystemTime::now(),
             signals,
@@ -141,48 +142,48 @@ impl Instance {
                 Some(Wake::Failed(format!("the device {} was removed", self.interface)))
             }
             DriverEvent::Failed(reason) => Some(Wake::Failed(reason)),
-            DriverEvent::Protocol(event) => {
-                self.note(&event);
-                None
-            }
+            DriverEvent::Protocol(event) => self.note(&event),
         }
     }
 
-    fn note(&mut self, event: &Event) {
+    fn note(&mut self, event: &Event) -> Option<Wake> {
         match event {
             Event::SessionEstablished { peer, endpoint, handshake_time } => {
-                let name = self.name_of(peer);
-                let endpoint = endpoint.remote;
-                match handshake_time {
-                    Some(took) => {
+                let (name, endpoint) = (self.name_of(peer), endpoint.remote);
+                match (handshake_time, self.heard.insert(*peer)) {
+                    (Some(took), true) => {
                         tracing::info!(peer = name, %endpoint, "session established in {} ms", took.as_millis());
                     }
-                    None => tracing::info!(peer = name, %endpoint, "session established"),
+                    (None, true) => tracing::info!(peer = name, %endpoint, "session established"),
+                    (_, false) => tracing::debug!(peer = name, %endpoint, "session renewed"),
                 }
                 self.endpoints.heard(peer, endpoint);
-                self.endpoints_changed = true;
+                return Some(Wake::Heard);
             }
             Event::Roamed { peer, endpoint } => {
                 let endpoint = endpoint.remote;
-                tracing::info!(peer = self.name_of(peer), %endpoint, "peer moved");
+                if self.heard.contains(peer) {
+                    tracing::info!(peer = self.name_of(peer), %endpoint, "peer moved");
+                }
                 self.endpoints.heard(peer, endpoint);
-                self.endpoints_changed = true;
+                return Some(Wake::Heard);
             }
             Event::EndpointSilent { peer, attempts } => {
                 tracing::debug!(peer = self.name_of(peer), attempts, "no answer to handshakes so far");
                 self.endpoints.silent(peer);
             }
             Event::HandshakeGaveUp { peer } => {
-                tracing::warn!(
-                    peer = self.name_of(peer),
-                    "no answer to handshakes for 90 s; waiting for traffic"
-                );
+                let name = self.name_of(peer);
+                tracing::warn!(peer = name, "no answer to handshakes for 90 s; waiting for traffic");
+                self.heard.remove(peer);
                 self.endpoints.silent(peer);
             }
             Event::KeysErased { peer } => {
-                tracing::debug!(peer = self.name_of(peer), "session keys of an idle peer erased");
+                tracing::info!(peer = self.name_of(peer), "session ended: the peer is idle");
+                self.heard.remove(peer);
             }
         }
+        None
     }
 
     fn resolved(&mut self, answer: Option<endpoint::Answer>) {

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use adit_proto::event::Command;
+use adit_proto::key::StaticSecret;
 use zeroize::Zeroizing;
 
 use crate::driver::Driver;
@@ -94,33 +95,34 @@ impl Device {
     fn set(&self, request: SetRequest) -> Result<(), i32> {
         let _one_at_a_time = self.writer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let before = self.driver.snapshot();
-        if let Some(port) = request.listen_port {
+        let new_port = request.listen_port.filter(|port| *port == 0 || *port != before.listen_port);
+        if let Some(port) = new_port {
             self.driver.set_listen_port(port).map_err(|error| errno_of(&error))?;
         }
-        if let Some(mark) = request.fwmark
+        if let Some(mark) = request.fwmark.filter(|mark| *mark != before.fwmark)
             && let Err(error) = self.driver.set_fwmark(mark)
         {
-            if request.listen_port.is_some() {
+            if new_port.is_some() {
                 let _ = self.driver.set_listen_port(before.listen_port);
             }
             return Err(errno_of(&error));
         }
-        let own_key = before.private_key.as_ref().map(adit_proto::key::StaticSecret::public_key);
-        self.driver.apply(without_ourselves(request.commands, own_key));
+        self.driver.apply(worth_applying(request.commands, before.private_key));
         Ok(())
     }
 }
 
-/// A device is never its own peer: such a peer is ignored, and goes when the private key becomes its own.
-fn without_ourselves(
-    commands: Vec<Command>,
-    mut own_key: Option<adit_proto::key::PublicKey>,
-) -> Vec<Command> {
-    let mut kept = Vec::with_capacity(commands.len());
+/// A device is never its own peer: such a peer is ignored, and goes when the private key becomes its
+/// own. Setting the private key there is already (`wg syncconf` does) ends no session.
+fn worth_applying(commands: Vec<Command>, mut own: Option<StaticSecret>) -> Vec<Command> {
+    let mut own_key = own.as_ref().map(StaticSecret::public_key);
+    let mut kept = Vec::with_capacity(commands.len() + 1);
     for command in commands {
         match command {
+            Command::SetPrivateKey(secret) if secret == own => {}
             Command::SetPrivateKey(secret) => {
-                own_key = secret.as_ref().map(adit_proto::key::StaticSecret::public_key);
+                own_key = secret.as_ref().map(StaticSecret::public_key);
+                own.clone_from(&secret);
                 kept.push(Command::SetPrivateKey(secret));
                 kept.extend(own_key.map(Command::RemovePeer));
             }
@@ -151,7 +153,7 @@ fn scope_index(name: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use adit_proto::event::PeerUpdate;
-    use adit_proto::key::{PublicKey, StaticSecret};
+    use adit_proto::key::PublicKey;
 
     use super::*;
 
@@ -176,9 +178,20 @@ mod tests {
 
         let commands = vec![Command::SetPrivateKey(Some(secret)), peer(own), peer(other)];
         let removed = format!("remove {:02x}", own.0[0]);
-        assert_eq!(kinds(&without_ourselves(commands, None)), ["key", &removed, "set ee"]);
-        assert_eq!(kinds(&without_ourselves(vec![peer(own), peer(other)], Some(own))), ["set ee"]);
-        assert_eq!(kinds(&without_ourselves(vec![peer(other)], None)), ["set ee"]);
+        assert_eq!(kinds(&worth_applying(commands, None)), ["key", &removed, "set ee"]);
+        let secret = || Some(StaticSecret::from_bytes([3; 32]));
+        assert_eq!(kinds(&worth_applying(vec![peer(own), peer(other)], secret())), ["set ee"]);
+        assert_eq!(kinds(&worth_applying(vec![peer(other)], None)), ["set ee"]);
+    }
+
+    #[test]
+    fn setting_the_key_there_is_already_changes_nothing() {
+        let secret = |byte| Some(StaticSecret::from_bytes([byte; 32]));
+        let set = |byte| vec![Command::SetPrivateKey(secret(byte))];
+        assert!(worth_applying(set(3), secret(3)).is_empty());
+        assert_eq!(kinds(&worth_applying(set(4), secret(3))).len(), 2);
+        assert!(worth_applying(vec![Command::SetPrivateKey(None)], None).is_empty());
+        assert_eq!(kinds(&worth_applying(vec![Command::SetPrivateKey(None)], secret(3))), ["key"]);
     }
 
     #[test]
