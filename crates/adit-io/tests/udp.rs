@@ -230,30 +230,32 @@ fn replies_leave_from_the_address_that_was_asked() {
 #[test]
 fn link_local_addresses_keep_their_interface() {
     in_namespace(|| {
-        run("ip link add left type veth peer name right");
-        for (name, ip) in [("left", "fe80::1"), ("right", "fe80::2")] {
-            run(&format!("ip link set {name} up"));
-            run(&format!("ip address add {ip}/64 dev {name} nodad"));
-        }
-        let index: u32 = index_of("left");
-        let (mut a, mut b) = (UdpCarrier::bind(&OFFLOAD).unwrap(), UdpCarrier::bind(&OFFLOAD).unwrap());
+        let thread = std::fs::read_link("/proc/thread-self").unwrap();
+        let here = format!("/proc/{}/ns/net", thread.display());
+        let mut b = in_namespace(move || {
+            run(&format!("ip link add right type veth peer name left netns {here}"));
+            run("ip link set right up");
+            run("ip address add fe80::2/64 dev right nodad");
+            UdpCarrier::bind(&OFFLOAD).unwrap()
+        });
+        run("ip link set left up");
+        run("ip address add fe80::1/64 dev left nodad");
+        let listing = output("ip -o link show left");
+        let index = listing.split(':').next().unwrap();
+        let mut a = UdpCarrier::bind(&OFFLOAD).unwrap();
         let remote = format!("[fe80::2%{index}]:{}", b.local_port()).parse().unwrap();
-        let received = eventually("a link that is up", || {
+        let asked = eventually("a link that is up", || {
             a.send(&[transmit(&Endpoint::udp(remote), 2, b"hi")]);
             drain(&mut b, Family::V6).pop()
         });
-        let SocketAddr::V6(sender) = received.0.endpoint.remote else { panic!("IPv4") };
-        assert_eq!(sender.scope_id(), received.0.endpoint.interface);
+        let SocketAddr::V6(sender) = asked.0.endpoint.remote else { panic!("IPv4") };
+        assert_eq!(sender.scope_id(), asked.0.endpoint.interface);
         assert_ne!(sender.scope_id(), 0);
         drain(&mut b, Family::V6);
-        assert_eq!(b.send(&[transmit(&received.0.endpoint, 2, b"yo")]), sent(1, 2));
-        assert_eq!(eventually("the answer", || drain(&mut a, Family::V6).pop()).1, b"yo");
+        let answer = b.send(&[transmit(&asked.0.endpoint, 2, b"yo")]);
+        assert_eq!(answer, sent(1, 2), "also with the source that was asked");
+        assert_eq!(receive(&mut a, Family::V6, 1)[0].0.endpoint.remote.ip(), remote.ip());
     });
-}
-
-fn index_of(name: &str) -> u32 {
-    let text = output(&format!("ip -o link show {name}"));
-    text.split(':').next().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -393,11 +395,15 @@ fn a_busy_port_is_an_error_that_says_so() {
         UdpCarrier::bind(&taken).unwrap();
 
         // A port that is taken for one family only is taken, and a random one is chosen around it.
-        let only_v6 = UdpSocket::bind("[::]:0").unwrap();
-        let taken = UdpConfig { port: only_v6.local_addr().unwrap().port(), ..OFFLOAD };
+        let only_v6 = |port| UdpCarrier::bind(&UdpConfig { ipv4: false, port, ..OFFLOAD }).unwrap();
+        let held = only_v6(0);
+        let taken = UdpConfig { port: held.local_port(), ..OFFLOAD };
         assert_eq!(UdpCarrier::bind(&taken).unwrap_err().kind(), ErrorKind::AddrInUse);
+        std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40015").unwrap();
+        let _held: Vec<_> = (40_000..40_008).map(only_v6).collect();
         for _ in 0..20 {
-            UdpCarrier::bind(&OFFLOAD).unwrap();
+            let port = UdpCarrier::bind(&OFFLOAD).unwrap().local_port();
+            assert!((40_008..40_016).contains(&port), "{port}");
         }
     });
 }
@@ -430,6 +436,20 @@ fn lanes_share_a_port_and_keep_each_sender_on_one_lane() {
             seen.extend(remotes);
         }
         assert_eq!(seen.len(), senders.len());
+    });
+}
+
+#[test]
+fn a_clone_sends_from_the_same_port() {
+    in_namespace(|| {
+        let (a, mut b) = (UdpCarrier::bind(&OFFLOAD).unwrap(), UdpCarrier::bind(&OFFLOAD).unwrap());
+        let mut clone = a.try_clone().unwrap();
+        assert_eq!((clone.local_port(), clone.uses_gso()), (a.local_port(), true));
+        for (family, ip) in FAMILIES {
+            assert_eq!(clone.send(&[transmit(&endpoint(ip, &b), 2, b"hi")]), sent(1, 2));
+            let remote = receive(&mut b, family, 1)[0].0.endpoint.remote;
+            assert_eq!(remote.port(), a.local_port());
+        }
     });
 }
 

@@ -340,8 +340,8 @@ impl Sending<'_, '_> {
                 Family::V6 => control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos),
             }
         }
-        // The interface goes along only where the address means nothing without it. Otherwise it would pin the way
-        // out, and a route that moved to another interface would leave the packets to an ARP that nobody answers.
+        // The interface stays out of it: it would pin the way out, and a route that moved to another interface would
+        // leave the packets to an ARP that nobody answers. Link-local remotes name their interface themselves.
         match self.source(piece.transmit) {
             Some(IpAddr::V4(ip)) => {
                 // struct in_pktinfo: interface index, source, unused.
@@ -351,10 +351,8 @@ impl Sending<'_, '_> {
             }
             Some(IpAddr::V6(ip)) => {
                 // struct in6_pktinfo: source, interface index.
-                let interface = if ip.is_unicast_link_local() { transmit.endpoint.interface } else { 0 };
                 let mut info = [0; 20];
                 info[..16].copy_from_slice(&ip.octets());
-                info[16..].copy_from_slice(&interface.to_ne_bytes());
                 control.push(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
             }
             None => {}
