@@ -51,7 +51,7 @@ fn fold(sum: u64) -> u16 {
 
 fn sum(bytes: &[u8]) -> u64 {
     #[cfg(target_arch = "x86_64")]
-    if bytes.len() >= 128 && std::arch::is_x86_feature_detected!("avx2") {
+    if bytes.len() >= 256 && std::arch::is_x86_feature_detected!("avx2") {
         // SAFETY: the CPU has AVX2.
         return unsafe { sum_avx2(bytes) };
     }
