@@ -37,6 +37,7 @@ pub struct DemoArgs {
 
 /// Runs the demonstration; exit code 1 when any of its checks failed.
 pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+    crate::privilege::require_root("demo")?;
     for tool in ["ip", "nft", "ping"] {
         adit_lab::find_tool(tool)?;
     }
