@@ -22,15 +22,20 @@ use crate::sysctl::{self, MadeSysctl};
 /// Makes the host match `plan`, in the calling thread's network namespace.
 ///
 /// Each change, with what was there before, is on the disk in the journal before it is made. What already is as the
-/// plan says is not touched, now or when undoing. What an earlier process left in the journal is undone first.
-/// After an error nothing made here remains.
+/// plan says is not touched, now or when undoing. Of what an earlier process left in the journal, sysctls and firewall
+/// tables that the plan asks for again are taken over, so that connections through them live on; the rest is undone
+/// first. After an error nothing made here remains.
 pub fn apply(plan: &Plan, journal_path: &Path) -> Result<Guard, HostError> {
-    let (mut journal, leftover) = Journal::open(journal_path)?;
+    let (mut journal, mut leftover) = Journal::open(journal_path)?;
+    let mut changes: Vec<Change> = plan.changes().collect();
+    let entries = take_over(&mut leftover, &mut changes);
     let report = undo_leftover(&mut journal, leftover)?;
     report.log();
-    journal.begin()?;
-    let mut guard = Guard { journal: Some(journal), entries: Vec::new(), namespace: namespace::current() };
-    match guard.make_all(&plan.changes().collect::<Vec<_>>()) {
+    if entries.is_empty() {
+        journal.begin()?;
+    }
+    let mut guard = Guard { journal: Some(journal), entries, namespace: namespace::current() };
+    match guard.reload_firewalls().and_then(|()| guard.make_all(&changes)) {
         Ok(()) => Ok(guard),
         Err(cause) => Err(match guard.undo() {
             Ok(_) => cause,
@@ -135,6 +140,15 @@ impl Guard {
     /// Where the changes are recorded.
     pub fn journal_path(&self) -> Option<PathBuf> {
         self.journal.as_ref().map(|journal| journal.path().to_owned())
+    }
+
+    /// Loads the tables taken over anew, each in one transaction: the plan may want other rules in them.
+    fn reload_firewalls(&self) -> Result<(), HostError> {
+        let Some(journal) = &self.journal else { return Ok(()) };
+        self.entries.iter().try_for_each(|entry| match &entry.change {
+            Change::Firewall(firewall) => firewall::load(firewall, journal.lock()),
+            _ => Ok(()),
+        })
     }
 
     /// Makes changes of one kind at a time: a kind is looked up once, recorded and synced once, then made.
@@ -253,6 +267,26 @@ impl Change {
             _ => false,
         }
     }
+}
+
+/// Moves what `changes` ask for again, and what is still as it was left, out of `leftover` and `changes`.
+fn take_over(leftover: &mut Leftover, changes: &mut Vec<Change>) -> Vec<Entry> {
+    if leftover.boot != namespace::boot() || leftover.namespace != namespace::current() {
+        return Vec::new();
+    }
+    let mut entries = Vec::new();
+    for (seq, made) in std::mem::take(&mut leftover.changes) {
+        let position = changes.iter().position(|change| match (&made, change) {
+            (Made::Sysctl(made), Change::Sysctl(wanted)) => made.stands_as(wanted),
+            (Made::Firewall(made), Change::Firewall(wanted)) => *made == MadeFirewall::new(wanted),
+            _ => false,
+        });
+        match position {
+            Some(position) => entries.push(Entry { change: changes.remove(position), made: Some((seq, made)) }),
+            None => leftover.changes.push((seq, made)),
+        }
+    }
+    entries
 }
 
 fn undo_leftover(journal: &mut Journal, leftover: Leftover) -> Result<Report, HostError> {

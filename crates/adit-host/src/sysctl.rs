@@ -40,6 +40,13 @@ impl fmt::Display for MadeSysctl {
     }
 }
 
+impl MadeSysctl {
+    /// Whether this change made what `wanted` says, and it is still so.
+    pub(crate) fn stands_as(&self, wanted: &Sysctl) -> bool {
+        self.sysctl == *wanted && read(&wanted.key).is_ok_and(|value| value == wanted.value)
+    }
+}
+
 pub(crate) fn prepare(sysctl: &Sysctl) -> Result<Option<MadeSysctl>, HostError> {
     let old = read(&sysctl.key)?;
     if old == sysctl.value {

@@ -43,7 +43,12 @@ pub fn run(home: &Home, layers: &Layers) -> anyhow::Result<ExitCode> {
     home.create()?;
     let Start::Run(readiness) = daemon::start(true)? else { return Ok(ExitCode::SUCCESS) };
     crate::log::start(&config.log)?;
-    let mut gateway = Gateway::open(home, layers, config)?;
+    let journal = control::journal_path(home, &config.gateway.interface.to_string());
+    let mut gateway = Gateway::open(home, layers, config).inspect_err(|_| {
+        if let Err(error) = device::clean_up_after(&journal) {
+            tracing::error!("{error:#}");
+        }
+    })?;
     readiness.ready()?;
     tracing::info!(interface = gateway.instance.interface, "gateway ready");
     let outcome = gateway.run_until_asked();

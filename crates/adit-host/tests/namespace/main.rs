@@ -603,3 +603,20 @@ fn without_rights_the_error_says_to_use_sudo() {
         assert!(!host.journal().exists());
     });
 }
+
+#[test]
+fn a_new_guard_takes_over_what_it_wants_of_what_is_left() {
+    in_namespace("a_new_guard_takes_over_what_it_wants_of_what_is_left", || {
+        let host = Host::new();
+        let before = state();
+        apply(&gateway(), &host.journal()).unwrap().leave();
+        let journal = fs::read_to_string(host.journal()).unwrap();
+        let guard = apply(&gateway(), &host.journal()).unwrap();
+        let continued = fs::read_to_string(host.journal()).unwrap();
+        assert!(continued.starts_with(&journal), "the record of what was there before is kept");
+        let (_, added) = continued.split_at(journal.len());
+        assert!(!added.contains("sysctl") && !added.contains("firewall"), "{added}");
+        guard.undo().unwrap();
+        assert_same(&before);
+    });
+}
