@@ -39,7 +39,7 @@ impl Probe {
     pub fn packet(&self, len: usize) -> Vec<u8> {
         let len = len.max(MIN_PROBE_LEN);
         let mut packet = Vec::with_capacity(len);
-        match (self.number % 2 == 0, len as u16) {
+        match (self.number.is_multiple_of(2), len as u16) {
             (true, total) => {
                 let [hi, lo] = total.to_be_bytes();
                 packet.extend([0x45, 0, hi, lo, 0, 0, 0, 0, 64, 17, 0, 0]);

@@ -265,6 +265,11 @@ impl World {
         self.rng.next_u64()
     }
 
+    /// A source of random numbers of its own.
+    pub fn fork_rng(&mut self) -> ChaCha8Rng {
+        ChaCha8Rng::seed_from_u64(self.rng.next_u64())
+    }
+
     /// Lets so much time pass.
     pub fn run_for(&mut self, duration: Duration) {
         self.run_until(self.now.saturating_add(duration));

@@ -111,7 +111,7 @@ fn cookie_replies_move_no_endpoint_and_start_nothing() {
         let client_at = world.host(client).address;
         let replies =
             world.eve.recorded.iter().filter(|datagram| Kind::of(&datagram.bytes).0 == Kind::CookieReply);
-        let reply = replies.clone().last().unwrap().clone();
+        let reply = replies.clone().next_back().unwrap().clone();
         let to_client: Vec<_> = replies.filter(|reply| world.is_nat(reply.to.ip())).cloned().collect();
         assert_eq!(to_client.len(), 1);
         let before = (endpoint(&world, client), world.eve.count(client, Kind::Initiation));

@@ -22,10 +22,11 @@ fn traffic_to_a_restarted_host_recovers_by_the_timers() {
             for loaded in [true, false] {
                 let (mut world, a, b) = connected(seed, suite);
                 let (lost, survivor) = if initiator_restarts { (a, b) } else { (b, a) };
-                let lasting = if loaded { 37 * SECOND } else { 40 * SECOND };
-                let flows = [(a, b), (b, a)];
-                steady(&mut world, if loaded { &flows } else { &[] }, 100 * MS, lasting);
-                world.run_for(if loaded { 0 * SECOND } else { lasting });
+                if loaded {
+                    steady(&mut world, &[(a, b), (b, a)], 100 * MS, 37 * SECOND);
+                } else {
+                    world.run_for(40 * SECOND);
+                }
                 world.restart(lost);
                 let took = recovery(&mut world, survivor, lost, 60 * SECOND);
                 assert!(took <= BY_TIMERS + 2 * RTT, "{took:?}");
