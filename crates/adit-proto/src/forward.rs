@@ -263,3 +263,6 @@ impl Forwarding {
     }
 }
 
+
+#[cfg(test)]
+mod tests;
