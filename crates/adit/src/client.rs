@@ -58,7 +58,7 @@ pub fn up(home: &Home, options: &UpOptions) -> anyhow::Result<ExitCode> {
     let file = WgQuick::load(&options.file, hooks)?;
     privilege::require_root("up")?;
     home.create()?;
-    let mut log = options.log.clone();
+    let mut log = options.log.clone().rooted();
     if !options.foreground && log.file.is_none() {
         log.file = Some(home.state_dir.join(format!("{interface}.log")));
     }
@@ -189,8 +189,8 @@ impl Client {
         let interface = instance.interface.clone();
         instance.driver.stop();
         warn_about(hook::run(hooks, HookTime::PostDown, &interface));
-        drop(pid_file);
         tracing::info!(interface, "tunnel down");
+        drop(pid_file);
         undone.map(drop).context("the host could not be put back completely; `adit down` tries again")
     }
 }

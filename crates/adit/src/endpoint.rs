@@ -133,7 +133,9 @@ pub struct Answer {
 const WAIT_MIN: Duration = Duration::from_secs(10);
 const WAIT_MAX: Duration = Duration::from_secs(300);
 const TIMEOUT: Duration = Duration::from_secs(10);
-const QUESTIONS_MAX: usize = 64;
+
+/// Each question is a thread; a peer that is turned away here is asked for again later.
+const QUESTIONS_MAX: usize = 16;
 
 impl Default for Endpoints {
     fn default() -> Self {
@@ -184,9 +186,10 @@ impl Endpoints {
 
     /// The peer is silent: asks for its addresses again, unless that was done a moment ago.
     pub fn silent(&mut self, peer: &PublicKey) {
+        let questions = self.names.values().filter(|named| named.asking).count();
         let Some(named) = self.names.get_mut(peer) else { return };
         let now = Instant::now();
-        if named.asking || now < named.not_before {
+        if named.asking || now < named.not_before || questions >= QUESTIONS_MAX {
             return;
         }
         named.asking = true;
@@ -290,6 +293,17 @@ mod tests {
         let error = ResolveError::TimedOut { name: "peer.test".to_owned(), waited_secs: 1 };
         let answer = Answer { peer: PEER, found: Err(error) };
         assert_eq!(endpoints.answered(answer), Some((PEER, loopback(2))));
+    }
+
+    #[test]
+    fn few_names_are_resolved_at_once() {
+        let mut endpoints = Endpoints::default();
+        for number in 0..40 {
+            endpoints.watch(PublicKey([number; 32]), name("peer.test"), Vec::new(), None);
+        }
+        endpoints.ask_for_missing();
+        endpoints.ask_for_missing();
+        assert_eq!(endpoints.names.values().filter(|named| named.asking).count(), QUESTIONS_MAX);
     }
 
     #[test]

@@ -230,8 +230,8 @@ impl Gateway {
         heard.save(&instance.driver.snapshot().peers, true);
         let undone = guard.undo();
         instance.driver.stop();
-        drop(pid_file);
         tracing::info!("gateway stopped");
+        drop(pid_file);
         undone.map(drop).context("the host could not be put back completely")
     }
 }

@@ -174,7 +174,7 @@ impl Instance {
             }
             Event::HandshakeGaveUp { peer } => {
                 let name = self.name_of(peer);
-                tracing::warn!(peer = name, "no answer to handshakes for 90 s; waiting for traffic");
+                tracing::info!(peer = name, "no answer to handshakes for 90 s; waiting for traffic");
                 self.heard.remove(peer);
                 self.endpoints.silent(peer);
             }

@@ -36,6 +36,14 @@ impl Default for LogOptions {
     }
 }
 
+impl LogOptions {
+    /// The same with the file by its full name: a service leaves its working directory.
+    pub fn rooted(mut self) -> Self {
+        self.file = self.file.map(|file| std::path::absolute(&file).unwrap_or(file));
+        self
+    }
+}
+
 /// The level of `-q` (-1), nothing (0), `-v` (1) and `-vv` (2 and more).
 pub fn level_of(verbosity: i8) -> Level {
     match verbosity {

@@ -83,10 +83,11 @@ fn check_name(interface: &str) -> anyhow::Result<()> {
 /// # Errors
 /// The device, its port or its socket could not be opened.
 pub fn run(options: &Options) -> anyhow::Result<ExitCode> {
+    let log = options.log.clone().rooted();
     match daemon::start(options.foreground)? {
         Start::Launched(code) => Ok(code),
         Start::Run(readiness) => {
-            crate::log::start(&options.log)?;
+            crate::log::start(&log)?;
             serve(options, readiness)
         }
     }
@@ -154,6 +155,9 @@ impl Device {
     }
 }
 
+/// What WireGuard devices start with everywhere: 1500 less the worst overhead.
+const MTU_BYTES: usize = 1420;
+
 /// How soon a deleted socket ends the device, at the latest.
 const SOCKET_CHECK: Duration = Duration::from_secs(1);
 
@@ -163,7 +167,11 @@ fn open_tun(options: &Options) -> anyhow::Result<Vec<Tun>> {
         queues: crate::driver::lanes_auto(),
         offload: true,
     };
-    Ok(Tun::create(&config)?)
+    let mut tun = Tun::create(&config)?;
+    if let Some(queue) = tun.first_mut() {
+        queue.set_mtu(MTU_BYTES)?;
+    }
+    Ok(tun)
 }
 
 #[cfg(test)]

@@ -138,7 +138,7 @@ fn a_full_tunnel_comes_up_carries_both_families_and_leaves_no_trace() {
         assert_eq!(gateway.wait(SOON).unwrap().code(), Some(0));
         assert_eq!(picture(&net.client), before_client);
         assert_eq!(picture(&net.gateway), before_gateway);
-        assert!(net.lab.processes().is_empty());
+        wait_for("every process to end", SOON, || net.lab.processes().is_empty().then_some(())).unwrap();
     }
 }
 
@@ -313,6 +313,40 @@ fn what_stands_in_the_way_is_named_and_nothing_is_left_by_halves() {
     succeed(&net.client, &["up", &file]);
     assert_eq!(net.client.ping("10.86.0.1", 1).unwrap(), 1, "and without any of that it works");
     succeed(&net.client, &["down"]);
+}
+
+#[test]
+fn a_deleted_device_ends_the_service_which_puts_the_rest_back() {
+    let net = net("svcgone");
+    init(&net.gateway);
+    let file = add_peer(&net.gateway, "laptop", &net.client, &[]);
+    let (before_gateway, before_client) = (picture(&net.gateway), picture(&net.client));
+    let mut gateway = start_gateway(&net.gateway);
+    succeed(&net.client, &["up", &file]);
+    net.client.ip(["link", "del", "laptop"]).unwrap();
+    wait_for("the client to end", SOON, || (picture(&net.client) == before_client).then_some(())).unwrap();
+    assert_eq!(adit(&net.client, &["status"]).code(), Some(1));
+    net.gateway.ip(["link", "del", "adit0"]).unwrap();
+    assert_eq!(gateway.wait(SOON).unwrap().code(), Some(1));
+    assert!(gateway.stderr().contains("adit0 was removed"), "{}", gateway.stderr());
+    assert_eq!(picture(&net.gateway), before_gateway);
+}
+
+#[test]
+fn a_log_file_named_from_here_is_found_here() {
+    let net = net("svclog");
+    init(&net.gateway);
+    let file = add_peer(&net.gateway, "laptop", &net.client, &[]);
+    let _gateway = start_gateway(&net.gateway);
+    let directory = net.client.directory().display().to_string();
+    let script =
+        format!("cd {directory} && '{ADIT}' --home {} --log-file x.log up {file}", home(&net.client));
+    net.client.exec(["sh", "-c", &script]).unwrap();
+    let log = net.client.directory().join("x.log");
+    assert!(fs::read_to_string(&log).unwrap().contains("session established"));
+    assert_eq!(fs::metadata(&log).unwrap().permissions().mode() & 0o777, 0o600);
+    succeed(&net.client, &["down"]);
+    assert!(fs::read_to_string(&log).unwrap().contains("tunnel down"));
 }
 
 #[test]

@@ -260,6 +260,8 @@ fn the_process_ends_with_its_device_its_socket_or_sigterm() {
     let host = lab.host("a").unwrap();
 
     let device = start(&host);
+    let link = &host.ip_json(["link", "show", &device]).unwrap()[0];
+    assert_eq!(link["mtu"], 1420, "as wireguard-go starts");
     assert_eq!(lab.processes().len(), 1);
     host.ip(["link", "del", &device]).unwrap();
     gone(&device);
