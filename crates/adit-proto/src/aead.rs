@@ -47,7 +47,12 @@ impl AeadKey {
     ///
     /// # Errors
     /// [`Unauthentic`] when the tag does not verify.
-    pub fn open<'m>(&self, counter: u64, aad: &[u8], message: &'m mut [u8]) -> Result<&'m mut [u8], Unauthentic> {
+    pub fn open<'m>(
+        &self,
+        counter: u64,
+        aad: &[u8],
+        message: &'m mut [u8],
+    ) -> Result<&'m mut [u8], Unauthentic> {
         self.key.open_in_place(nonce(self.suite, counter), Aad::from(aad), message).map_err(|_| Unauthentic)
     }
 }

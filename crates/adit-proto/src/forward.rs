@@ -109,7 +109,14 @@ impl Forwarding {
     }
 
     /// Accounts for `messages` sealed data messages of together `bytes`.
-    pub fn sent(&self, now: Instant, keypair: &Keypair, messages: u64, bytes: u64, notices: &mut Vec<Notice>) {
+    pub fn sent(
+        &self,
+        now: Instant,
+        keypair: &Keypair,
+        messages: u64,
+        bytes: u64,
+        notices: &mut Vec<Notice>,
+    ) {
         let path = &keypair.path;
         path.traffic.sent(messages, bytes);
         if path.activity.data_sent(now) {
@@ -207,7 +214,13 @@ impl Forwarding {
     }
 
     /// What every authenticated transport message does, whatever is inside it.
-    fn authenticated(&self, now: Instant, from: &Endpoint, keypair: &Arc<Keypair>, notices: &mut Vec<Notice>) {
+    fn authenticated(
+        &self,
+        now: Instant,
+        from: &Endpoint,
+        keypair: &Arc<Keypair>,
+        notices: &mut Vec<Notice>,
+    ) {
         let path = &keypair.path;
         if path.endpoint().as_ref() != Some(from) {
             notices.push(Notice::Roamed(Arc::clone(path), *from));
@@ -262,7 +275,6 @@ impl Forwarding {
         Departure::Drop(reason)
     }
 }
-
 
 #[cfg(test)]
 mod tests;

@@ -46,10 +46,10 @@ impl StaticSecret {
         let mut public = [0; 32];
         let computed = agreement::PrivateKey::from_private_key(&agreement::X25519, &self.0)
             .and_then(|key| Ok(key.compute_public_key()?));
-        if let Ok(key) = computed {
-            if let Some(bytes) = key.as_ref().first_chunk() {
-                public = *bytes;
-            }
+        if let Ok(key) = computed
+            && let Some(bytes) = key.as_ref().first_chunk()
+        {
+            public = *bytes;
         }
         PublicKey(public)
     }
@@ -58,6 +58,7 @@ impl StaticSecret {
     ///
     /// # Errors
     /// [`LowOrderPoint`] when the result is all zeros.
+    #[expect(clippy::disallowed_methods, reason = "the one place that checks the result")]
     pub fn diffie_hellman(&self, peer: &PublicKey) -> Result<Zeroizing<[u8; 32]>, LowOrderPoint> {
         let key = agreement::PrivateKey::from_private_key(&agreement::X25519, &self.0)
             .map_err(|_| LowOrderPoint)?;
@@ -112,7 +113,8 @@ mod tests {
 
     #[test]
     fn agreement_follows_rfc_7748_section_6_1() {
-        let bob = StaticSecret::from_bytes(hex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"));
+        let bob =
+            StaticSecret::from_bytes(hex("5dab087e624a8a4b79e17f8b83800ee66f3bb1292618b6fd1c2f8b27ff88e0eb"));
         let alice = PublicKey(hex("8520f0098930a754748b7ddcb43ef75a0dbf3a0d26381af4eba4a98eaa9b4e6a"));
         assert_eq!(
             bob.public_key().0,

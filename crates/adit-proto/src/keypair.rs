@@ -103,13 +103,17 @@ impl Keypair {
     /// # Errors
     /// [`DropReason::ExpiredKeypair`], [`DropReason::BadTag`] or [`DropReason::Replay`]; after an error
     /// the buffer holds nothing of use.
-    pub fn open<'m>(&self, now: Instant, counter: u64, message: &'m mut [u8]) -> Result<&'m mut [u8], DropReason> {
+    pub fn open<'m>(
+        &self,
+        now: Instant,
+        counter: u64,
+        message: &'m mut [u8],
+    ) -> Result<&'m mut [u8], DropReason> {
         if !self.is_usable(now) || counter >= REJECT_AFTER_MESSAGES {
             return Err(DropReason::ExpiredKeypair);
         }
-        let (header, rest) = message
-            .split_first_chunk_mut::<TRANSPORT_HEADER_LEN>()
-            .ok_or(DropReason::MalformedDatagram)?;
+        let (header, rest) =
+            message.split_first_chunk_mut::<TRANSPORT_HEADER_LEN>().ok_or(DropReason::MalformedDatagram)?;
         let packet = self
             .opening
             .open(counter, associated_data(self.suite, header), rest)
@@ -126,14 +130,16 @@ impl Keypair {
         let due = self.next_counter.load(Ordering::Relaxed) >= REKEY_AFTER_MESSAGES
             || self.blocks.load(Ordering::Relaxed) >= REKEY_AFTER_BLOCKS
             || (self.initiator && now.since(self.created) >= REKEY_AFTER_TIME);
-        due && !self.rekey_noticed.load(Ordering::Relaxed) && !self.rekey_noticed.swap(true, Ordering::Relaxed)
+        due && !self.rekey_noticed.load(Ordering::Relaxed)
+            && !self.rekey_noticed.swap(true, Ordering::Relaxed)
     }
 
     /// Whether receiving under this key calls for a new session: only its initiator asks, in time
     /// for one that is all receiving. True once, until [`Self::rekey_lost`].
     pub fn rekey_after_receiving(&self, now: Instant) -> bool {
         let due = self.initiator && now.since(self.created) >= crate::timers::REKEY_BEFORE_REJECT;
-        due && !self.rekey_noticed.load(Ordering::Relaxed) && !self.rekey_noticed.swap(true, Ordering::Relaxed)
+        due && !self.rekey_noticed.load(Ordering::Relaxed)
+            && !self.rekey_noticed.swap(true, Ordering::Relaxed)
     }
 
     /// Forgets that a rekey was asked for, because the notice was lost or the handshake gave up.

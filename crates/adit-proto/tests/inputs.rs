@@ -183,8 +183,8 @@ fn p07_pre_shared_keys_that_differ_give_no_session_and_the_initiator_gives_up() 
     for suite in Suite::ALL {
         for psks in [[Some(1), None], [None, Some(1)], [Some(1), Some(2)]] {
             let mut pair = Pair::new(suite);
-            for n in 0..2 {
-                psks[n].into_iter().for_each(|psk| pair.set_psk(n, [psk; 32]));
+            for (n, psk) in psks.into_iter().enumerate() {
+                psk.into_iter().for_each(|psk| pair.set_psk(n, [psk; 32]));
             }
             pair.send(0, b"never arrives");
             pair.advance(secs(100));

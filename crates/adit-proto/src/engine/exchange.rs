@@ -57,10 +57,8 @@ impl Engine {
         peer.last_initiation_sent = Some(clock.now);
         peer.path.traffic.sent(1, message.len() as u64);
         peer.path.activity.packet_sent(clock.now);
-        peer.timers.set(
-            Timer::RetransmitHandshake,
-            clock.now.saturating_add(REKEY_TIMEOUT).saturating_add(jitter),
-        );
+        peer.timers
+            .set(Timer::RetransmitHandshake, clock.now.saturating_add(REKEY_TIMEOUT).saturating_add(jitter));
         self.requeue(id);
         self.transmit(endpoint, Ecn::NotEct, message.to_vec());
     }
@@ -191,7 +189,12 @@ impl Engine {
     }
 
     /// A cookie reply proves nothing about its sender: it moves no endpoint and no timer.
-    fn consume_cookie(&mut self, clock: Clock, suite: Suite, message: &CookieReply<'_>) -> Result<(), DropReason> {
+    fn consume_cookie(
+        &mut self,
+        clock: Clock,
+        suite: Suite,
+        message: &CookieReply<'_>,
+    ) -> Result<(), DropReason> {
         let id = self.receivers.owner(message.receiver).ok_or(DropReason::UnexpectedReply)?;
         let peer = self.peer_mut(id).ok_or(DropReason::UnexpectedReply)?;
         if peer.path.suite != suite {
@@ -207,7 +210,12 @@ impl Engine {
     }
 
     /// Prepares the lanes' half of a session. On failure its index is free again.
-    pub(super) fn prepare_keypair(&mut self, clock: Clock, id: PeerId, keys: &SessionKeys) -> Option<Arc<Keypair>> {
+    pub(super) fn prepare_keypair(
+        &mut self,
+        clock: Clock,
+        id: PeerId,
+        keys: &SessionKeys,
+    ) -> Option<Arc<Keypair>> {
         let path = self.peer(id).map(|peer| Arc::clone(&peer.path));
         let keypair = path.and_then(|path| Keypair::new(keys, path, clock.now));
         let Some(keypair) = keypair.map(Arc::new) else {

@@ -20,12 +20,14 @@ use self::receivers::Receivers;
 use crate::allowed_ips::AllowedIps;
 use crate::cookie::CookieChecker;
 use crate::endpoint::Endpoint;
-use crate::event::{AllowedIpChange, Command, Event, Notice, Output, PeerId, PeerStatus, PeerUpdate, Transmit};
+use crate::event::{
+    AllowedIpChange, Command, Event, Notice, Output, PeerId, PeerStatus, PeerUpdate, Transmit,
+};
 use crate::forward::{Forwarding, RouteTable};
 use crate::handshake::Identity;
 use crate::key::{PublicKey, StaticSecret};
 use crate::keypair::Keypair;
-use crate::limit::{Limiter, LimitConfig};
+use crate::limit::{LimitConfig, Limiter};
 use crate::packet::Ecn;
 use crate::path::Path;
 use crate::peer::Peer;
@@ -228,10 +230,8 @@ impl Engine {
         if let Some(suite) = update.suite {
             self.set_suite(clock, id, suite);
         }
-        if let Some(endpoint) = update.endpoint {
-            if let Some(peer) = self.peer_mut(id) {
-                peer.path.set_endpoint(Some(endpoint));
-            }
+        if let (Some(endpoint), Some(peer)) = (update.endpoint, self.peer_mut(id)) {
+            peer.path.set_endpoint(Some(endpoint));
         }
         if let (Some(psk), Some(peer)) = (update.preshared_key, self.peer_mut(id)) {
             peer.preshared_key = psk;
@@ -240,10 +240,9 @@ impl Engine {
         if let Some(secs) = update.persistent_keepalive_secs {
             self.set_persistent_keepalive(clock, id, secs);
         }
-        if let Some(path) = self.peer(id).map(|peer| Arc::clone(&peer.path)) {
-            if path.staged_len() > 0 {
-                self.need_keypair(clock, &path);
-            }
+        let path = self.peer(id).map(|peer| Arc::clone(&peer.path));
+        if let Some(path) = path.filter(|path| path.staged_len() > 0) {
+            self.need_keypair(clock, &path);
         }
         self.requeue(id);
     }
@@ -338,7 +337,9 @@ impl Engine {
         if self.id_of(path).is_none() {
             return;
         }
-        let moved = path.endpoint().is_none_or(|old| old.remote != endpoint.remote || old.carrier != endpoint.carrier);
+        let moved = path
+            .endpoint()
+            .is_none_or(|old| old.remote != endpoint.remote || old.carrier != endpoint.carrier);
         path.set_endpoint(Some(endpoint));
         if moved {
             self.tell(Event::Roamed { peer: path.public_key, endpoint });

@@ -45,8 +45,7 @@ impl Pair {
         });
         let wall = UnixTime { secs: 1_700_000_000, nanos: 0 };
         let now = Instant::from_millis(1_000);
-        let mut pair =
-            Self { hosts, clock: Clock { now, wall }, wire: VecDeque::new(), seen: Vec::new() };
+        let mut pair = Self { hosts, clock: Clock { now, wall }, wire: VecDeque::new(), seen: Vec::new() };
         let secrets = [StaticSecret::from_bytes([11; 32]), StaticSecret::from_bytes([22; 32])];
         for n in 0..2 {
             let peer = 1 - n;

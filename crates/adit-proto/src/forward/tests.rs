@@ -467,7 +467,7 @@ proptest! {
         lane.forwarding.set_mtu(mtu_bytes);
         let padded = lane.forwarding.padded_len(len);
         prop_assert!(padded >= len && padded < len + 16);
-        prop_assert!(padded % 16 == 0 || padded == len.max(mtu_bytes));
+        prop_assert!(padded.is_multiple_of(16) || padded == len.max(mtu_bytes));
         prop_assert!(padded <= len.max(mtu_bytes));
     }
 

@@ -92,14 +92,14 @@ fn r38_lanes_go_on_while_peers_are_removed_changed_and_listed() {
             round = round.wrapping_add(1);
             let mut update = PeerUpdate::new(peer);
             update.endpoint = Some(source);
-            update.replace_allowed_ips = round % 3 == 0;
+            update.replace_allowed_ips = round.is_multiple_of(3);
             update.allowed_ips = vec![AllowedIpChange::Add("10.0.0.1/32".parse().unwrap())];
             update.suite = Some(Suite::ALL[usize::from(round % 2)]);
             pair.command(1, Command::SetPeer(update));
             assert_eq!(pair.hosts[1].engine.peers(now).len(), 1);
             let seen = core::mem::take(&mut *notices.lock().unwrap());
             pair.notices(1, seen);
-            if round % 5 == 0 {
+            if round.is_multiple_of(5) {
                 pair.command(1, Command::RemovePeer(peer));
                 assert!(pair.hosts[1].engine.peers(now).is_empty());
                 assert_eq!(pair.hosts[1].engine.indices_in_use(), 0);
