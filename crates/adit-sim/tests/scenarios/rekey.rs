@@ -94,6 +94,23 @@ fn the_responder_renews_a_key_at_its_block_limit() {
 }
 
 #[test]
+fn a_renewal_that_was_given_up_is_asked_for_again_while_the_key_lives() {
+    for seed in 1..=3 {
+        let (mut world, a, b) = connected(seed, Suite::Aes256Gcm);
+        let start = world.now;
+        skip_ahead(&world, b, a, 0, REKEY_AFTER_BLOCKS);
+        world.host_mut(b).up.conditions.mtu_bytes = 147;
+        steady(&mut world, &[(b, a)], 100 * MS, 100 * SECOND);
+        assert!(world.eve.count(b, Kind::Initiation) > 18, "given up, and begun again");
+        world.host_mut(b).up.conditions.mtu_bytes = 1_500;
+        steady(&mut world, &[(b, a)], 100 * MS, 10 * SECOND);
+        assert!(world.now.since(start) < 115 * SECOND && sessions(&world, a) == 2);
+        world.run_for(SECOND);
+        nothing_missing(&world, &[(b, a)]);
+    }
+}
+
+#[test]
 fn the_index_table_does_not_grow_under_back_to_back_initiations() {
     each(|seed, suite| {
         let (mut world, a, b) = pair(seed, suite);
