@@ -37,7 +37,7 @@ fn r01_the_counter_does_not_wrap_at_32_bits() {
         let high: Vec<_> = (0..4).map(|_| pair.seal(0, &plaintext)).collect();
         for (low, high) in low.iter().zip(&high) {
             assert_eq!(counter_of(high), counter_of(low) + (1 << 32));
-            assert_ne!(low[16..], high[16..], "the nonce holds all of the counter");
+            assert_ne!(low[16..32], high[16..32], "the nonce holds all of the counter");
         }
         for message in &high {
             pair.receive(1, pair.hosts[0].endpoint, message);

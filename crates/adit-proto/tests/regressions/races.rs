@@ -126,3 +126,35 @@ impl Drop for StopOnDrop<'_> {
         self.0.store(true, Ordering::Relaxed);
     }
 }
+
+#[test]
+fn an_answer_to_a_peer_that_restarted_is_sealed_with_its_new_session() {
+    for suite in Suite::ALL {
+        let mut pair = Pair::new(suite);
+        pair.establish();
+        let old = pair.keypair(1);
+        pair.skip(secs(1));
+        pair.restart(0);
+        pair.send(0, b"question");
+        for _ in ["initiation", "response"] {
+            assert!(Arc::ptr_eq(&pair.keypair(1), &old), "not before the other side has confirmed the new one");
+            let datagram = pair.wire.pop_front().unwrap();
+            pair.deliver(datagram);
+        }
+
+        // The question and the answer pass through a lane before the engine hears of either.
+        let mut question = pair.wire.pop_front().unwrap();
+        let mut notices = Vec::new();
+        let forwarding = Arc::clone(&pair.hosts[1].forwarding);
+        let arrived =
+            forwarding.arrive(pair.clock.now, &question.source, Ecn::NotEct, &mut question.bytes, &mut notices);
+        assert!(arrived.is_some());
+        let answer = pair.seal(1, &packet(1, b"answer"));
+        let source = pair.hosts[1].endpoint;
+        pair.receive(0, source, &answer);
+        assert_eq!(pair.hosts[0].delivered, [packet(1, b"answer")]);
+
+        pair.notices(1, notices);
+        pair.assert_works();
+    }
+}
