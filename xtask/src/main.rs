@@ -1,5 +1,6 @@
 //! The chores of the repository, run as `cargo xtask VERB`.
 
+mod binary;
 mod ci;
 mod demo;
 mod fuzz;
