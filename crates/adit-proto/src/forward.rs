@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Everything here takes `&self` and is shared by every lane. The engine is the only writer of the
-//! published state: routes and paths, receiver indices, mac1 keys.
+//! published state: routes and paths, receiver indices, mac1 keys; but for a peer's endpoint, which follows the
+//! packet that the lane has just opened ([`crate::path`]).
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -88,8 +89,13 @@ impl Forwarding {
         let Some(endpoint) = path.endpoint() else {
             return self.refuse(DropReason::NoEndpoint);
         };
+        if header.outside_hop_limit().is_none() {
+            return self.refuse(DropReason::TooNested);
+        }
         match path.current() {
-            Some(keypair) if keypair.is_usable(now) => Departure::Seal(keypair, endpoint),
+            Some(keypair) if keypair.is_usable(now) => {
+                Departure::Seal(path.confirmed_next(now).unwrap_or(keypair), endpoint)
+            }
             _ => Departure::Stage(Arc::clone(path)),
         }
     }
@@ -222,7 +228,7 @@ impl Forwarding {
         notices: &mut Vec<Notice>,
     ) {
         let path = &keypair.path;
-        if path.endpoint().as_ref() != Some(from) {
+        if path.heard_from(from) {
             notices.push(Notice::Roamed(Arc::clone(path), *from));
         }
         if keypair.confirm() {

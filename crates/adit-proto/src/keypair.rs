@@ -149,7 +149,12 @@ impl Keypair {
 
     /// Marks the session as confirmed by its initiator's first message; true the first time.
     pub fn confirm(&self) -> bool {
-        !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::Relaxed)
+        !self.confirmed.load(Ordering::Relaxed) && !self.confirmed.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether the initiator is known to have the session: as the initiator, from the start.
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Acquire)
     }
 
     /// Takes back [`Self::confirm`], because its notice was lost.

@@ -1,6 +1,8 @@
 //! A peer as the lanes see it: where it is, which keypair sends, what waits, what happened.
 //!
-//! - swapped by the engine, read by lanes: endpoint, current keypair
+//! - swapped by the engine, read by lanes: current and next keypair
+//! - swapped by engine and lanes, the last one counts: endpoint. What answers a packet leaves before any notice of the
+//!   packet's origin arrives, and sent to where the peer was, it would make the peer move back in turn
 //! - locked: the staged packets, touched only while there is no usable keypair
 //! - relaxed atomics, written by lanes: [`Activity`] and the byte counters
 
@@ -35,6 +37,7 @@ pub struct Path {
     pub traffic: Traffic,
     endpoint: ArcSwapOption<Endpoint>,
     current: ArcSwapOption<Keypair>,
+    next: ArcSwapOption<Keypair>,
     staged: Mutex<VecDeque<Box<[u8]>>>,
     need_keypair_noticed: AtomicBool,
 }
@@ -80,6 +83,7 @@ impl Path {
             traffic: Traffic::default(),
             endpoint: ArcSwapOption::empty(),
             current: ArcSwapOption::empty(),
+            next: ArcSwapOption::empty(),
             staged: Mutex::default(),
             need_keypair_noticed: AtomicBool::new(false),
         }
@@ -93,6 +97,15 @@ impl Path {
     /// The keypair that sends, whether still usable or not.
     pub fn current(&self) -> Option<Arc<Keypair>> {
         self.current.load_full()
+    }
+
+    /// The session that will replace the current one, once its initiator has confirmed it.
+    ///
+    /// The engine hears of that later than the host: the answer to the confirming packet may depart
+    /// before, and a peer that restarted cannot read what is sealed with the session before.
+    pub(crate) fn confirmed_next(&self, now: Instant) -> Option<Arc<Keypair>> {
+        let next = self.next.load();
+        next.as_ref().filter(|next| next.is_confirmed() && next.is_usable(now)).cloned()
     }
 
     /// Keeps `packet` until there is a session, unless one is usable at `now`.
@@ -132,6 +145,27 @@ impl Path {
         self.endpoint.store(endpoint.map(Arc::new));
     }
 
+    /// An authenticated packet came from `endpoint`: that is where the peer is. True when the peer moved, false
+    /// when at most our own side of the way is another.
+    pub(crate) fn heard_from(&self, endpoint: &Endpoint) -> bool {
+        let before = self.endpoint.load();
+        let Some(before) = before.as_deref().copied() else {
+            self.set_endpoint(Some(*endpoint));
+            return true;
+        };
+        if before != *endpoint {
+            self.set_endpoint(Some(*endpoint));
+        }
+        before.remote != endpoint.remote || before.carrier != endpoint.carrier
+    }
+
+    /// Lets the host choose the source address anew, unless the peer has moved since it was at `endpoint`.
+    pub fn forget_source(&self, endpoint: &Endpoint) {
+        if self.endpoint.load().as_deref() == Some(endpoint) {
+            self.set_endpoint(Some(Endpoint { local: None, interface: 0, ..*endpoint }));
+        }
+    }
+
     /// Takes every waiting packet; when none waits, `keypair` starts to send in the same moment, so that
     /// no packet overtakes a staged one.
     pub(crate) fn take_staged_or_publish(&self, keypair: &Arc<Keypair>) -> Vec<Box<[u8]>> {
@@ -150,7 +184,12 @@ impl Path {
         packets
     }
 
-    pub(crate) fn clear_current(&self) {
+    pub(crate) fn set_next(&self, next: Option<Arc<Keypair>>) {
+        self.next.store(next);
+    }
+
+    pub(crate) fn clear_keypairs(&self) {
+        self.next.store(None);
         self.current.store(None);
     }
 

@@ -40,6 +40,7 @@ impl Engine {
     pub(super) fn expect_session(&mut self, clock: Clock, id: PeerId, keys: &SessionKeys) {
         let Some(keypair) = self.prepare_keypair(clock, id, keys) else { return };
         let Some(peer) = self.peer_mut(id) else { return };
+        peer.path.set_next(Some(Arc::clone(&keypair)));
         let ended = peer.keypairs.expect(keypair);
         self.retire(ended);
         self.session_derived(clock.now, id);
@@ -70,6 +71,7 @@ impl Engine {
         }
         let path = &keypair.path;
         let staged = path.take_staged_or_publish(keypair);
+        path.set_next(self.peer(id).and_then(|peer| peer.keypairs.next.clone()));
         path.keypair_needed_again();
         if staged.is_empty() {
             return;
@@ -293,7 +295,7 @@ impl Engine {
     fn end_keypairs(&mut self, id: PeerId) {
         let Some(peer) = self.peer_mut(id) else { return };
         let ended = peer.keypairs.take_all();
-        peer.path.clear_current();
+        peer.path.clear_keypairs();
         peer.timers.stop(Timer::EraseKeys);
         self.requeue(id);
         self.retire(ended);
