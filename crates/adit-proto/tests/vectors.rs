@@ -1,8 +1,8 @@
-//! Recorded messages of both suites. Each file holds the inputs (keys, indices, timestamp, …) and every
-//! message made from them; numbers are hexadecimal bytes in the order of the wire.
+//! Recorded messages of both suites, and two sessions with another implementation of WireGuard.
 //!
-//! The messages are compared with what the code makes today, and with what a second, straight-line
-//! reading of the protocol makes of the same inputs.
+//! A file holds inputs (keys, indices, timestamp, …) and every message made from them; numbers are
+//! hexadecimal bytes in the order of the wire. Our messages are compared with what the code makes today,
+//! and with what a second, straight-line reading of the protocol makes of the same inputs.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::arithmetic_side_effects, clippy::panic)]
 
@@ -11,11 +11,12 @@ mod common;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use adit_proto::cookie::{CookieChecker, CookieJar};
+use adit_proto::cookie::{CookieChecker, CookieJar, Mac1Keys};
 use adit_proto::event::PeerId;
-use adit_proto::handshake::{AwaitingResponse, Identity, OpenedInitiation};
-use adit_proto::key::{PresharedKey, StaticSecret};
+use adit_proto::handshake::{AwaitingResponse, Identity, OpenedInitiation, SessionKeys};
+use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
 use adit_proto::keypair::Keypair;
+use adit_proto::packet::InsideHeader;
 use adit_proto::path::Path;
 use adit_proto::suite::Suite;
 use adit_proto::time::{Instant, Tai64n};
@@ -399,6 +400,94 @@ fn the_chaining_key_and_hash_start_where_every_wireguard_starts() {
     let hash = adit_proto::noise::hash(&[&chaining_key, suite.prologue()]);
     assert_eq!(hex(&chaining_key), "60e26daef327efc02ec335e2a025d2d016eb4206f87277f52d38d1988b78cd36");
     assert_eq!(hex(&hash), "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3");
+}
+
+/// The packet inside a recorded transport message, opened under `keys`.
+fn open_recorded(keys: &SessionKeys, message: &[u8]) -> Vec<u8> {
+    let path = Path::new(PeerId(0), PublicKey([0; 32]), keys.suite);
+    let keypair = Keypair::new(keys, Arc::new(path), Instant::ZERO).unwrap();
+    let Message::Transport(header) = Message::parse(message).unwrap().1 else { panic!() };
+    assert_eq!(header.receiver, keys.local_index);
+    let mut buffer = message.to_vec();
+    let packet = keypair.open(Instant::ZERO, header.counter, &mut buffer).unwrap().to_vec();
+    buffer.copy_from_slice(message);
+    buffer[16] ^= 1;
+    assert!(keypair.open(Instant::ZERO, header.counter, &mut buffer).is_err());
+    packet
+}
+
+/// Whether `packet` is an ICMP echo message of this type between the two inside addresses.
+fn assert_echo(packet: &[u8], icmp_type: u8, source: &str, destination: &str) {
+    let header = InsideHeader::parse(packet).unwrap();
+    assert_eq!((packet[9], packet[20]), (1, icmp_type));
+    assert_eq!((header.source, header.destination), (source.parse().unwrap(), destination.parse().unwrap()));
+}
+
+#[test]
+fn wireguard_go_answers_our_initiation() {
+    let suite = Suite::ChaCha20Poly1305;
+    let recorded = Recording::parse(include_str!("vectors/wireguard-go.txt"));
+    let [us, them] = ["our_private", "their_private"].map(|name| Identity::new(recorded.secret(name)));
+    let psk = PresharedKey::from_bytes(recorded.get("preshared_key"));
+    let ss = us.secret.diffie_hellman(&them.public).unwrap();
+    let (awaiting, mut initiation) = AwaitingResponse::create_initiation(
+        suite,
+        &us,
+        &them.public,
+        &ss,
+        recorded.secret("our_ephemeral"),
+        recorded.index("our_index"),
+        Tai64n::from_bytes(recorded.get("our_timestamp")),
+    )
+    .unwrap();
+    CookieJar::new(suite, &them.public).stamp(&mut initiation, Instant::ZERO);
+    assert_eq!(initiation.to_vec(), recorded.0["our_initiation"]);
+
+    let response = &recorded.0["their_response"];
+    assert!(Mac1Keys::new(&us.public).verify(suite, response));
+    let Message::Response(response) = Message::parse(response).unwrap().1 else { panic!() };
+    assert!(awaiting.consume_response(&us, &PresharedKey::default(), &response).is_err(), "the psk counts");
+    let keys = awaiting.consume_response(&us, &psk, &response).unwrap();
+    assert_echo(&open_recorded(&keys, &recorded.0["their_echo_reply"]), 0, "10.0.0.2", "10.0.0.1");
+
+    let path = Arc::new(Path::new(PeerId(0), them.public, suite));
+    let keypair = Keypair::new(&keys, path, Instant::ZERO).unwrap();
+    let mut request = recorded.0["our_echo_request"].clone();
+    let swapped = SessionKeys {
+        suite,
+        initiator: false,
+        local_index: keys.remote_index,
+        remote_index: keys.local_index,
+        sending: keys.receiving.clone(),
+        receiving: keys.sending.clone(),
+    };
+    let packet = open_recorded(&swapped, &request);
+    assert_echo(&packet, 8, "10.0.0.1", "10.0.0.2");
+    request[16..16 + packet.len()].copy_from_slice(&packet);
+    keypair.seal(0, &mut request).unwrap();
+    assert_eq!(request, recorded.0["our_echo_request"], "what it answered is what we seal today");
+}
+
+#[test]
+fn we_answer_the_initiation_of_wireguard_go() {
+    let suite = Suite::ChaCha20Poly1305;
+    let recorded = Recording::parse(include_str!("vectors/wireguard-go.txt"));
+    let [us, them] = ["our_private", "their_private"].map(|name| Identity::new(recorded.secret(name)));
+    let psk = PresharedKey::from_bytes(recorded.get("preshared_key"));
+    let initiation = &recorded.0["their_initiation"];
+    assert!(Mac1Keys::new(&us.public).verify(suite, initiation));
+    let Message::Initiation(initiation) = Message::parse(initiation).unwrap().1 else { panic!() };
+    let opened = OpenedInitiation::open(suite, &us, &initiation).unwrap();
+    assert_eq!(opened.remote, them.public);
+    let ss = us.secret.diffie_hellman(&them.public).unwrap();
+    let authentic = opened.authenticate(&ss).unwrap();
+    assert!(authentic.timestamp > Tai64n::from_bytes(recorded.get("our_timestamp")), "recorded later");
+    let (keys, mut response) = authentic
+        .respond(&psk, recorded.secret("our_second_ephemeral"), recorded.index("our_second_index"))
+        .unwrap();
+    CookieJar::new(suite, &them.public).stamp(&mut response, Instant::ZERO);
+    assert_eq!(response.to_vec(), recorded.0["our_response"], "it accepted this");
+    assert_echo(&open_recorded(&keys, &recorded.0["their_echo_request"]), 8, "10.0.0.2", "10.0.0.1");
 }
 
 #[test]
