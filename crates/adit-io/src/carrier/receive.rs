@@ -27,7 +27,8 @@ impl Received {
     /// Where each datagram lies in the [`memory`](ReceiveBatch::memory) of its batch.
     pub fn datagrams(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let (end, stride) = (self.start + self.len, self.stride);
-        (self.start..end).step_by(stride).map(move |start| start..end.min(start + stride))
+        // One without contents is a datagram too, to be counted like any other.
+        (self.start..end.max(self.start + 1)).step_by(stride).map(move |start| start..end.min(start + stride))
     }
 
     /// The length of all datagrams together, in bytes.
@@ -128,7 +129,8 @@ impl ReceiveBatch {
     pub fn datagrams_mut(&mut self, number: usize) -> (Received, impl Iterator<Item = &mut [u8]>) {
         let received = self.received[number];
         let bytes = &mut self.memory[received.start..received.start + received.len];
-        (received, bytes.chunks_mut(received.stride))
+        let without_contents: Option<&mut [u8]> = received.is_empty().then_some(&mut []);
+        (received, bytes.chunks_mut(received.stride).chain(without_contents))
     }
 
     /// Datagrams dropped because they did not fit a slot, since the batch was made.
@@ -222,4 +224,26 @@ pub(super) struct Details {
     pub(super) ecn: Ecn,
     pub(super) stride: Option<usize>,
     pub(super) overflow: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_datagram_of_a_slot_is_found_also_one_without_contents() {
+        let endpoint = Endpoint::udp("192.0.2.1:1".parse().unwrap());
+        let mut batch = ReceiveBatch::new(3);
+        for (stride, contents) in [(4, &b"abcdefghij"[..]), (0, b""), (3, b"xyz")] {
+            batch.fill(endpoint, Ecn::NotEct, stride, contents);
+        }
+        let expected: [&[&[u8]]; 3] = [&[b"abcd", b"efgh", b"ij"], &[b""], &[b"xyz"]];
+        for (number, expected) in expected.into_iter().enumerate() {
+            let ranges = batch.received()[number].datagrams();
+            let by_range: Vec<_> = ranges.map(|range| batch.memory()[range].to_vec()).collect();
+            assert_eq!(by_range, expected);
+            let (_, contents) = batch.datagrams_mut(number);
+            assert_eq!(contents.map(|datagram| datagram.to_vec()).collect::<Vec<_>>(), expected);
+        }
+    }
 }
