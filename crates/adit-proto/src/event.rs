@@ -84,7 +84,7 @@ pub enum Notice {
     NeedKeypair(Arc<Path>),
     /// The first transport message under a keypair we made as responder.
     KeyConfirmed(Arc<Keypair>),
-    /// A peer's authenticated packet came from a new endpoint.
+    /// A peer's authenticated packet came from a new endpoint, where what is sent to it goes since.
     Roamed(Arc<Path>, Endpoint),
     /// Data was sent and nothing has been received since.
     AwaitingReply(Arc<Path>),

@@ -7,7 +7,8 @@
 //! - [`engine::Engine`] controls: peers, handshakes, cookies, timers. One thread, `&mut self`.
 //! - [`forward::Forwarding`] carries data: routes, keypairs, replay windows. Every lane, `&self`.
 //!
-//! The engine is the only writer of what it publishes to the forwarding half; lanes answer with notices.
+//! The engine is the only writer of what it publishes to the forwarding half, but for endpoints; lanes answer with
+//! notices.
 
 pub mod aead;
 pub mod allowed_ips;

@@ -127,7 +127,7 @@ impl Engine {
         match notice {
             Notice::NeedKeypair(path) => self.need_keypair(clock, &path),
             Notice::KeyConfirmed(keypair) => self.confirm_session(clock, &keypair),
-            Notice::Roamed(path, endpoint) => self.roam(&path, endpoint),
+            Notice::Roamed(path, endpoint) => self.tell_roamed(&path, endpoint),
             Notice::AwaitingReply(path) => self.expect_reply(clock.now, &path),
             Notice::OwingReply(path) => self.owe_reply(clock.now, &path),
             Notice::Rekey(path) => {
@@ -334,14 +334,13 @@ impl Engine {
     }
 
     fn roam(&mut self, path: &Arc<Path>, endpoint: Endpoint) {
-        if self.id_of(path).is_none() {
-            return;
+        if path.heard_from(&endpoint) {
+            self.tell_roamed(path, endpoint);
         }
-        let moved = path
-            .endpoint()
-            .is_none_or(|old| old.remote != endpoint.remote || old.carrier != endpoint.carrier);
-        path.set_endpoint(Some(endpoint));
-        if moved {
+    }
+
+    fn tell_roamed(&mut self, path: &Arc<Path>, endpoint: Endpoint) {
+        if self.id_of(path).is_some() {
             self.tell(Event::Roamed { peer: path.public_key, endpoint });
         }
     }

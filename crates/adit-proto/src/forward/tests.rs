@@ -327,17 +327,36 @@ fn an_initiator_that_receives_asks_for_a_rekey_before_the_session_ends() {
 }
 
 #[test]
-fn a_message_from_elsewhere_is_news_until_the_engine_has_moved_the_endpoint() {
+fn a_message_from_elsewhere_moves_the_endpoint_before_anything_can_answer_it_and_is_news_once() {
     let lane = Lane::new(Suite::ChaCha20Poly1305, true).open();
-    for _ in 0..2 {
-        let (_, notices) = lane.arrive_as(NOW, &elsewhere(), Ecn::NotEct, &lane.sealed(b""));
-        let [Notice::Roamed(path, endpoint)] = &notices[..] else { panic!("{notices:?}") };
-        assert!(Arc::ptr_eq(path, &lane.path) && *endpoint == elsewhere());
-        assert_eq!(lane.path.endpoint(), Some(home()), "the engine is the only writer");
-        lane.forwarding.notice_lost(&notices[0]);
-    }
-    lane.path.set_endpoint(Some(elsewhere()));
+    let (_, notices) = lane.arrive_as(NOW, &elsewhere(), Ecn::NotEct, &lane.sealed(b""));
+    let [Notice::Roamed(path, endpoint)] = &notices[..] else { panic!("{notices:?}") };
+    assert!(Arc::ptr_eq(path, &lane.path) && *endpoint == elsewhere());
+    assert_eq!(lane.path.endpoint(), Some(elsewhere()));
     assert!(lane.arrive_as(NOW, &elsewhere(), Ecn::NotEct, &lane.sealed(b"")).1.is_empty());
+    assert_eq!(lane.arrive_as(NOW, &home(), Ecn::NotEct, &lane.sealed(b"")).1.len(), 1);
+    assert_eq!(lane.path.endpoint(), Some(home()));
+}
+
+#[test]
+fn a_forged_message_from_elsewhere_moves_nothing() {
+    let lane = Lane::new(Suite::ChaCha20Poly1305, true).open();
+    let mut forged = lane.sealed(b"");
+    *forged.last_mut().unwrap() ^= 1;
+    assert!(lane.arrive_as(NOW, &elsewhere(), Ecn::NotEct, &forged).1.is_empty());
+    assert_eq!(lane.path.endpoint(), Some(home()));
+}
+
+#[test]
+fn another_address_of_ours_is_answered_from_and_is_no_news() {
+    let lane = Lane::new(Suite::ChaCha20Poly1305, true).open();
+    let called = Endpoint { local: Some([192, 0, 2, 9].into()), interface: 3, ..home() };
+    assert!(lane.arrive_as(NOW, &called, Ecn::NotEct, &lane.sealed(b"")).1.is_empty());
+    assert_eq!(lane.path.endpoint(), Some(called));
+    lane.path.forget_source(&elsewhere());
+    assert_eq!(lane.path.endpoint(), Some(called), "that was about another place");
+    lane.path.forget_source(&called);
+    assert_eq!(lane.path.endpoint(), Some(home()));
 }
 
 #[test]
