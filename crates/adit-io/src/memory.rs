@@ -292,7 +292,13 @@ mod tests {
         }
         assert_eq!(poller.wait(Some(Duration::ZERO)).unwrap().count(), 0);
         let (to_b, to_nobody) = (Endpoint::udp(address(2)), Endpoint::udp(address(9)));
-        let transmit = |endpoint, contents| Transmit { endpoint, ecn: Ecn::Ce, segment_size: 4, contents };
+        let transmit = |endpoint, contents| Transmit {
+            endpoint,
+            ecn: Ecn::Ce,
+            hop_limit: None,
+            segment_size: 4,
+            contents,
+        };
         let report = a.send(&[transmit(&to_b, &b"onlytwo"[..]), transmit(&to_nobody, b"lost")]);
         assert_eq!((report.sent, report.bytes, report.dropped()), (3, 11, 0));
 
@@ -314,7 +320,8 @@ mod tests {
         let mut a = Port::Memory(network.port(address(1)).unwrap());
         let _b = network.port(address(2)).unwrap();
         let to = Endpoint::udp(address(2));
-        let transmit = Transmit { endpoint: &to, ecn: Ecn::NotEct, segment_size: 2, contents: b"xy" };
+        let (ecn, contents) = (Ecn::NotEct, b"xy");
+        let transmit = Transmit { endpoint: &to, ecn, hop_limit: None, segment_size: 2, contents };
         let report = a.send(&vec![transmit; QUEUE + 5]);
         assert_eq!((report.sent, report.no_buffer), (QUEUE as u64, 5));
 

@@ -84,8 +84,13 @@ fn packets_cost_no_allocation_and_devices_leave_no_descriptor() {
                 }
             }
             assert_eq!(len, PACKETS * LEN);
-            let transmit =
-                |endpoint, ecn| Transmit { endpoint, ecn, segment_size: LEN, contents: &wire[..len] };
+            let transmit = |endpoint, ecn| Transmit {
+                endpoint,
+                ecn,
+                hop_limit: None,
+                segment_size: LEN,
+                contents: &wire[..len],
+            };
             let report =
                 a.send(&[transmit(&v4, Ecn::Ce), transmit(&v6, Ecn::NotEct), transmit(&v4, Ecn::NotEct)]);
             assert_eq!(report.sent, 3 * PACKETS as u64);

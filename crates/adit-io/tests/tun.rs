@@ -316,7 +316,8 @@ fn udp_runs_cross_two_devices_whole() {
             for (family, ip) in [Family::V4, Family::V6].into_iter().zip(THERE) {
                 let to = Endpoint::udp(SocketAddr::new(ip.parse().unwrap(), there.local_port()));
                 let run: Vec<u8> = (0..1000 * 40 + 9).map(|at| (at / 3) as u8).collect();
-                let transmit = Transmit { endpoint: &to, ecn: Ecn::Ect0, segment_size: 1000, contents: &run };
+                let (ecn, contents) = (Ecn::Ect0, &run[..]);
+                let transmit = Transmit { endpoint: &to, ecn, hop_limit: None, segment_size: 1000, contents };
                 assert_eq!(here.send(&[transmit]).sent, 41);
                 let mut received = Vec::new();
                 eventually("the run", || {

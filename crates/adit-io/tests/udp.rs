@@ -22,7 +22,7 @@ fn endpoint(ip: &str, carrier: &UdpCarrier) -> Endpoint {
 }
 
 fn transmit<'a>(endpoint: &'a Endpoint, segment_size: usize, contents: &'a [u8]) -> Transmit<'a> {
-    Transmit { endpoint, ecn: Ecn::NotEct, segment_size, contents }
+    Transmit { endpoint, ecn: Ecn::NotEct, hop_limit: None, segment_size, contents }
 }
 
 fn sent(datagrams: u64, bytes: usize) -> SendReport {

@@ -42,7 +42,14 @@ pub struct InsideHeader {
     pub ecn: Ecn,
     /// The length in bytes that the IP header states.
     pub total_len: usize,
+    /// How far the packet may still go, when it is itself a message of a tunnel (or the first fragment of one).
+    pub nested_hop_limit: Option<u8>,
 }
+
+/// What each tunnel around a tunnel's message takes off its hop limit: of the usual 64, four may be nested, the limit
+/// of RFC 2473 section 6.6. Every host starts anew with its own hop limit, so without this a route that leads a tunnel
+/// into itself would carry each packet round and round, larger every time, until it has to be fragmented and multiplies.
+const HOPS_PER_NESTING: u8 = 16;
 
 impl InsideHeader {
     /// Reads the header of an IPv4 or IPv6 packet.
@@ -65,6 +72,7 @@ impl InsideHeader {
                     destination: IpAddr::V4(Ipv4Addr::new(d0, d1, d2, d3)),
                     ecn: Ecn::from_tos(tos),
                     total_len,
+                    nested_hop_limit: nested_in_ipv4(header, packet.get(header_len..total_len)),
                 })
             }
             6 => {
@@ -79,11 +87,49 @@ impl InsideHeader {
                     destination: IpAddr::V6(address(header.get(24..40).and_then(|b| b.first_chunk()))?),
                     ecn: Ecn::from_tos((header[1] >> 4) | (header[0] << 4)),
                     total_len: payload_len.saturating_add(40),
+                    nested_hop_limit: nested_in_ipv6(header, rest),
                 })
             }
             _ => Err(BAD),
         }
     }
+
+    /// The hop limit of the outside packet: `Some(None)` is up to the host, `None` that tunnels are nested too deep.
+    pub fn outside_hop_limit(&self) -> Option<Option<u8>> {
+        match self.nested_hop_limit {
+            None => Some(None),
+            Some(hops) if hops > HOPS_PER_NESTING => Some(hops.checked_sub(HOPS_PER_NESTING)),
+            Some(_) => None,
+        }
+    }
+}
+
+const UDP: u8 = 17;
+const IPV6_FRAGMENT: u8 = 44;
+
+fn nested_in_ipv4(header: &[u8; 20], payload: Option<&[u8]>) -> Option<u8> {
+    let [_, _, _, _, _, _, fragment_hi, fragment_lo, hop_limit, protocol, ..] = *header;
+    let is_first = u16::from_be_bytes([fragment_hi, fragment_lo]) & 0x1fff == 0;
+    (protocol == UDP && is_first && is_message(payload?)).then_some(hop_limit)
+}
+
+fn nested_in_ipv6(header: &[u8; 40], payload: &[u8]) -> Option<u8> {
+    let [_, _, _, _, _, _, next_header, hop_limit, ..] = *header;
+    let datagram = match next_header {
+        UDP => payload,
+        IPV6_FRAGMENT => {
+            let (fragment, rest) = payload.split_first_chunk::<8>()?;
+            let is_first = u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff8 == 0;
+            (fragment[0] == UDP && is_first).then_some(rest)?
+        }
+        _ => return None,
+    };
+    is_message(datagram).then_some(hop_limit)
+}
+
+/// Whether a UDP datagram starts like a message of either suite: its type and three zero bytes.
+fn is_message(datagram: &[u8]) -> bool {
+    matches!(datagram.get(8..12), Some([1..=4 | 0x21..=0x24, 0, 0, 0]))
 }
 
 /// Combines the outside ECN field into the inside packet on leaving the tunnel (RFC 6040 section 4.2).

@@ -64,6 +64,8 @@ drop_reasons! {
     NoRoute => "no_route",
     /// A peer whose endpoint is not known yet.
     NoEndpoint => "no_endpoint",
+    /// A tunnel's message to be sent inside another for the fourth time: the route leads into itself.
+    TooNested => "too_nested",
     /// More packets waited for a session than a peer may stage.
     StagedOverflow => "staged_overflow",
     /// Packets waited for a session that never came.

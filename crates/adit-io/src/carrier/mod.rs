@@ -31,6 +31,8 @@ pub struct Transmit<'a> {
     pub endpoint: &'a Endpoint,
     /// The ECN field of the outside packets.
     pub ecn: Ecn,
+    /// The hop limit (TTL) of the outside packets, at least 1; `None` is the host's own.
+    pub hop_limit: Option<u8>,
     /// The length in bytes of every datagram but the last, which may be shorter.
     pub segment_size: usize,
     /// The datagrams, one behind the other. Any number: the carrier splits what is too much for one call.

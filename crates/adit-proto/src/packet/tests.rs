@@ -50,6 +50,7 @@ fn an_ipv4_header_is_read() {
             destination: "192.0.2.9".parse().unwrap(),
             ecn: Ecn::Ect1,
             total_len: 28,
+            nested_hop_limit: None,
         }
     );
 }
@@ -64,6 +65,7 @@ fn an_ipv6_header_is_read() {
             destination: "2001:db8::9".parse().unwrap(),
             ecn: Ecn::Ect0,
             total_len: 48,
+            nested_hop_limit: None,
         }
     );
 }
@@ -208,5 +210,64 @@ proptest! {
         for outside in ALL_ECN {
             let _ = ecn_decapsulate(outside, &mut packet);
         }
+    }
+}
+
+/// A UDP datagram with this payload, in a packet of each version with this hop limit.
+fn udp_packets(hop_limit: u8, payload: &[u8]) -> [Vec<u8>; 2] {
+    let (mut four, mut six) = (v4(0, 8 + payload.len()), v6(0, 8 + payload.len()));
+    (four[8], four[9]) = (hop_limit, 17);
+    (six[6], six[7]) = (17, hop_limit);
+    four[28..].copy_from_slice(payload);
+    six[48..].copy_from_slice(payload);
+    [four, six]
+}
+
+fn outside_hop_limit(packet: &[u8]) -> Option<Option<u8>> {
+    InsideHeader::parse(packet).unwrap().outside_hop_limit()
+}
+
+#[test]
+fn a_message_of_a_tunnel_may_be_nested_until_its_hops_are_used_up() {
+    for kind in [1, 2, 3, 4, 0x21, 0x22, 0x23, 0x24] {
+        for (hop_limit, outside) in [(64, 48), (48, 32), (32, 16), (17, 1), (255, 239)] {
+            for packet in udp_packets(hop_limit, &[kind, 0, 0, 0, 9]) {
+                assert_eq!(outside_hop_limit(&packet), Some(Some(outside)), "{kind} {packet:?}");
+            }
+        }
+        for hop_limit in [16, 1, 0] {
+            for packet in udp_packets(hop_limit, &[kind, 0, 0, 0, 9]) {
+                assert_eq!(outside_hop_limit(&packet), None, "{kind} {packet:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn any_other_packet_leaves_the_hop_limit_to_the_host() {
+    let others = [&[0, 0, 0, 0][..], &[5, 0, 0, 0], &[4, 0, 0, 1], &[4, 1, 0, 0], &[4, 0, 0], &[]];
+    for payload in others {
+        for packet in udp_packets(1, payload) {
+            assert_eq!(outside_hop_limit(&packet), Some(None), "{payload:?}");
+        }
+    }
+    let [mut four, mut six] = udp_packets(1, &[4, 0, 0, 0]);
+    (four[9], six[6]) = (6, 6);
+    assert_eq!(outside_hop_limit(&four), Some(None), "not UDP");
+    assert_eq!(outside_hop_limit(&six), Some(None), "not UDP");
+}
+
+#[test]
+fn of_a_fragmented_message_the_first_fragment_counts() {
+    for (offset, expected) in [(0u16, None), (1, Some(None))] {
+        let [mut four, six] = udp_packets(16, &[4, 0, 0, 0]);
+        four[6..8].copy_from_slice(&(0x2000 | offset).to_be_bytes());
+        assert_eq!(outside_hop_limit(&four), expected);
+        let mut fragment = v6(0, 20);
+        (fragment[6], fragment[7]) = (44, 16);
+        fragment[40] = 17;
+        fragment[42..44].copy_from_slice(&(offset << 3 | 1).to_be_bytes());
+        fragment[48..].copy_from_slice(&six[40..]);
+        assert_eq!(outside_hop_limit(&fragment), expected);
     }
 }

@@ -151,6 +151,7 @@ impl EngineThread {
                     let report = self.port.send(&[Transmit {
                         endpoint: &transmit.endpoint,
                         ecn: transmit.ecn,
+                        hop_limit: None,
                         segment_size: transmit.contents.len(),
                         contents: &transmit.contents,
                     }]);

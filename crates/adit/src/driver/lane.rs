@@ -249,7 +249,7 @@ impl Lane {
     }
 
     fn flush_outgoing(&mut self) {
-        self.outgoing.send(&mut self.port, &self.forwarding, &mut self.notices);
+        self.outgoing.send(&mut self.port, &self.forwarding);
         self.mailbox.deliver(&mut self.notices, &self.forwarding);
     }
 

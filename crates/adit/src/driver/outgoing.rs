@@ -37,6 +37,7 @@ struct Run {
     path: Arc<Path>,
     endpoint: Endpoint,
     ecn: Ecn,
+    hop_limit: Option<u8>,
     segment_size: usize,
     count: usize,
     start: usize,
@@ -84,6 +85,7 @@ impl Outgoing {
             return;
         };
         let ecn = inside.header().ecn;
+        let hop_limit = inside.header().outside_hop_limit().flatten();
         let before = self.len;
         for counter in (first..).take(count) {
             let message = &mut self.bytes[self.len..];
@@ -94,13 +96,20 @@ impl Outgoing {
                 forwarding.drops.count(DropReason::KeyExhausted);
                 continue;
             }
-            self.append(padded + OVERHEAD, keypair, endpoint, ecn);
+            self.append(padded + OVERHEAD, keypair, endpoint, ecn, hop_limit);
         }
         forwarding.sent(now, keypair, count as u64, (self.len - before) as u64, notices);
     }
 
     /// Takes the `len` bytes just written as the next datagram.
-    fn append(&mut self, len: usize, keypair: &Keypair, endpoint: &Endpoint, ecn: Ecn) {
+    fn append(
+        &mut self,
+        len: usize,
+        keypair: &Keypair,
+        endpoint: &Endpoint,
+        ecn: Ecn,
+        hop_limit: Option<u8>,
+    ) {
         let start = self.len;
         self.len += len;
         if let Some(run) = self.runs.last_mut() {
@@ -109,6 +118,7 @@ impl Outgoing {
                 && run.count < MAX_RUN
                 && run.end - run.start + len <= MAX_RUN_BYTES
                 && run.ecn == ecn
+                && run.hop_limit == hop_limit
                 && run.endpoint == *endpoint
                 && Arc::ptr_eq(&run.path, &keypair.path);
             if fits {
@@ -122,6 +132,7 @@ impl Outgoing {
             path: Arc::clone(&keypair.path),
             endpoint: *endpoint,
             ecn,
+            hop_limit,
             segment_size: len,
             count: 1,
             start,
@@ -131,13 +142,14 @@ impl Outgoing {
     }
 
     /// Sends everything and starts anew.
-    pub(super) fn send(&mut self, port: &mut Port, forwarding: &Forwarding, notices: &mut Vec<Notice>) {
+    pub(super) fn send(&mut self, port: &mut Port, forwarding: &Forwarding) {
         for runs in self.runs.chunks(TRANSMITS) {
             let transmits: [Transmit<'_>; TRANSMITS] = std::array::from_fn(|i| {
                 let run = &runs[i.min(runs.len() - 1)];
                 Transmit {
                     endpoint: &run.endpoint,
                     ecn: run.ecn,
+                    hop_limit: run.hop_limit,
                     segment_size: run.segment_size,
                     contents: &self.bytes[run.start..run.end],
                 }
@@ -146,8 +158,7 @@ impl Outgoing {
             count_drops(&report, forwarding);
             for &stale in port.stale_sources() {
                 if let Some(run) = runs.get(stale) {
-                    let endpoint = Endpoint { local: None, interface: 0, ..run.endpoint };
-                    notices.push(Notice::Roamed(Arc::clone(&run.path), endpoint));
+                    run.path.forget_source(&run.endpoint);
                 }
             }
         }

@@ -340,6 +340,13 @@ impl Sending<'_, '_> {
                 Family::V6 => control.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &tos),
             }
         }
+        if let Some(hop_limit) = transmit.hop_limit {
+            let hops = i32::from(hop_limit).to_ne_bytes();
+            match self.family {
+                Family::V4 => control.push(libc::IPPROTO_IP, libc::IP_TTL, &hops),
+                Family::V6 => control.push(libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT, &hops),
+            }
+        }
         // The interface stays out of it: it would pin the way out, and a route that moved to another interface would
         // leave the packets to an ARP that nobody answers. Link-local remotes name their interface themselves.
         match self.source(piece.transmit) {
@@ -480,6 +487,7 @@ mod tests {
                 .map(|&(v6, segment_size, len)| Transmit {
                     endpoint: &endpoints[usize::from(v6)],
                     ecn: Ecn::NotEct,
+                    hop_limit: None,
                     segment_size,
                     contents: &contents[..len],
                 })
