@@ -224,7 +224,12 @@ impl Engine {
             return;
         }
         match peer.keypairs.current.clone().filter(|keypair| keypair.is_usable(clock.now)) {
-            Some(keypair) => self.seal_and_transmit(clock.now, &keypair, &[]),
+            Some(keypair) => {
+                self.seal_and_transmit(clock.now, &keypair, &[]);
+                if keypair.rekey_after_sending(clock.now) {
+                    self.send_initiation(clock, id, Attempt::First);
+                }
+            }
             None => {
                 if path.stage(clock.now, &[]) == Staged::OldestDropped {
                     self.forwarding.drops.count(DropReason::StagedOverflow);

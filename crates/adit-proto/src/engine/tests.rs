@@ -267,3 +267,18 @@ fn sessions_renew_under_steady_traffic_without_loss() {
         assert_eq!(initiations, 4, "crossing ones at 0, then one at 120 and 240 seconds");
     }
 }
+
+#[test]
+fn keepalives_alone_keep_a_session_at_every_moment() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    let mut update = PeerUpdate::new(pair.hosts[1].engine.identity().unwrap().public);
+    update.persistent_keepalive_secs = Some(25);
+    pair.hosts[0].engine.handle_command(pair.clock, Command::SetPeer(update));
+    pair.poll(0);
+    pair.drive();
+    for second in 0..1_000 {
+        pair.advance(Duration::from_secs(1));
+        let peers = pair.hosts[0].engine.peers(pair.clock.now);
+        assert!(peers[0].has_session, "no session at {second} s");
+    }
+}

@@ -44,7 +44,9 @@ fn one_sided_traffic_survives_rekeying_in_either_direction() {
             nothing_missing(&world, &[flow]);
             assert_eq!(world.eve.count(b, Kind::Initiation), 0, "only the initiator renews");
             let renewals = world.eve.count(a, Kind::Initiation) - 1;
-            assert_eq!(renewals, if downloads { 1_000 / 165 } else { 1_000 / 120 });
+            // A download is acknowledged by keepalives each 10 s, and the first after 120 s renews.
+            let expected = if downloads { 1_000 / 130..=1_000 / 120 } else { 1_000 / 120..=1_000 / 120 };
+            assert!(expected.contains(&renewals), "{renewals}");
             assert_eq!(world.audit(), 0);
         }
     });
