@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use adit_io::sys::NetNamespace;
-use adit_lab::{Content, End, Host, Lab, Link};
+use adit_lab::{Content, End, Host, Lab, Link, wait_for};
 
 /// The program under test.
 pub const ADIT: &str = env!("CARGO_BIN_EXE_adit");
@@ -90,9 +90,31 @@ pub fn on<T: Send>(host: &Host, action: impl FnOnce() -> T + Send) -> T {
 
 /// Sends `count` echo requests as fast as the answers come, and expects each answer.
 pub fn flood(host: &Host, address: IpAddr, count: u32) {
-    let (count, address) = (count.to_string(), address.to_string());
-    let output = host.exec(["ping", "-n", "-q", "-f", "-W", "5", "-c", &count, &address]).unwrap();
-    assert!(output.stdout.contains(&format!("{count} received, 0% packet loss")), "{}", output.stdout);
+    let before = echo_replies(host, address);
+    let (number, target) = (count.to_string(), address.to_string());
+    let output = host.attempt(["ping", "-n", "-q", "-f", "-W", "5", "-c", &number, &target]).unwrap();
+    assert!(output.stdout.contains(&format!("{count} packets transmitted")), "{output:?}");
+    // ping waits for the last answer no longer than twice the slowest before; the host counts it all the same.
+    wait_for(format!("{count} answers of {address}, while ping says {}", output.stdout), SOON, || {
+        (echo_replies(host, address) >= before + u64::from(count)).then_some(())
+    })
+    .unwrap();
+}
+
+/// How many echo replies of the address' family have reached the host.
+fn echo_replies(host: &Host, address: IpAddr) -> u64 {
+    let counters = host.exec(["cat", "/proc/net/snmp", "/proc/net/snmp6"]).unwrap().stdout;
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let lines: Vec<Vec<String>> = counters.lines().map(words).collect();
+    let value = match address {
+        IpAddr::V4(_) => {
+            let [names, values] =
+                [0, 1].map(|n| lines.iter().filter(|line| line[0] == "Icmp:").nth(n).unwrap());
+            &values[names.iter().position(|name| name == "InEchoReps").unwrap()]
+        }
+        IpAddr::V6(_) => &lines.iter().find(|line| line[0] == "Icmp6InEchoReplies").unwrap()[1],
+    };
+    value.parse().unwrap()
 }
 
 /// Downloads `bytes` over HTTP from `server` at `address` to `client`; every byte has to be right.
