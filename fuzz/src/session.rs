@@ -144,7 +144,7 @@ impl World {
         let mut notices = Vec::new();
         match forwarding.depart(self.clock.now, &header) {
             Departure::Seal(keypair, endpoint) => {
-                let padded_len = forwarding.padded_len(packet.len());
+                let padded_len = forwarding.padding().padded_len(packet.len());
                 let counter = keypair.reserve(1, blocks_of(padded_len)).unwrap();
                 let mut message = vec![0; padded_len + 32];
                 message[16..16 + packet.len()].copy_from_slice(&packet);
