@@ -53,7 +53,7 @@ fn mark_congestion(host: &Host, outside: Family, only: &str) {
 /// Pings once with an ECN field. True when the answer came.
 fn ping(host: &Host, family: Family, ecn: Ecn) -> bool {
     let (tos, address) = ((ecn as u8).to_string(), inside(family, 2).to_string());
-    host.attempt(["ping", "-n", "-c", "1", "-W", "2", "-Q", &tos, &address]).unwrap().ok()
+    host.attempt(["ping", "-n", "-c", "1", "-W", "1", "-Q", &tos, &address]).unwrap().ok()
 }
 
 fn echo_requests(packets: Vec<IpPacket>, family: Family) -> Vec<Ecn> {

@@ -149,6 +149,25 @@ fn peers_that_pin_different_suites_get_no_session_and_it_is_counted() {
 }
 
 #[test]
+fn wireguard_go_says_nothing_to_the_other_suite() {
+    let Pair { a, b, link: _link, lab: _lab } = pair("wggosuite");
+    let (a_key, b_key) = (secret(), secret());
+    let a_knows = Peer::new(&b_key, 2).at(place(V4, 2)).suite(Aes256Gcm);
+    let left = Device::start(Adit, &a, &Interface::new(&a_key, 1, [a_knows]));
+    let right = Device::start(WireguardGo, &b, &Interface::new(&b_key, 2, [Peer::new(&a_key, 1)]));
+    let capture = Capture::start(&b, "eth0").unwrap();
+    assert_eq!(a.ping("10.9.0.2", 1).unwrap(), 0);
+    let heard = left.shown(&b_key.public_key());
+    assert_eq!((heard.rx_bytes, heard.tx_bytes), (0, 148), "one initiation and nothing else");
+    assert_eq!(right.shown(&a_key.public_key()).rx_bytes, 0);
+    let seen: Vec<u8> = datagrams(&capture.frames().unwrap()).iter().map(|it| it.payload[0]).collect();
+    assert_eq!(seen, [Aes256Gcm.message_types().initiation], "it did arrive");
+
+    left.set_suite(&b_key.public_key(), ChaCha20Poly1305);
+    assert_eq!(a.ping("10.9.0.2", 2).unwrap(), 2, "the control: the suite of WireGuard");
+}
+
+#[test]
 fn a_preshared_key_that_only_one_side_has_or_that_differs_makes_no_session() {
     let [first, second] = [(), ()].map(|()| keys::generate_preshared().unwrap());
     for (program, ours, theirs) in [
