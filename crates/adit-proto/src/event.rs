@@ -10,7 +10,7 @@ use crate::keypair::Keypair;
 use crate::packet::Ecn;
 use crate::path::Path;
 use crate::suite::Suite;
-use crate::time::{Instant, UnixTime};
+use crate::time::{Instant, Tai64n, UnixTime};
 
 /// A change of configuration, from the program to the engine.
 #[derive(Clone, Debug)]
@@ -42,6 +42,8 @@ pub struct PeerUpdate {
     pub endpoint: Option<Endpoint>,
     /// Send a keepalive after so many seconds without sending; 0 turns it off.
     pub persistent_keepalive_secs: Option<u16>,
+    /// Continue after these, from an earlier run; older ones change nothing.
+    pub timestamps: Timestamps,
     /// Drop every allowed IP of the peer first.
     pub replace_allowed_ips: bool,
     /// Then add or remove these, in order.
@@ -67,10 +69,21 @@ impl PeerUpdate {
             preshared_key: None,
             endpoint: None,
             persistent_keepalive_secs: None,
+            timestamps: Timestamps::default(),
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
         }
     }
+}
+
+/// The newest initiations between us and a peer. Kept over a restart, they make a recorded initiation worthless, and
+/// ours acceptable although the wall clock went back meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Timestamps {
+    /// In the last initiation we sent.
+    pub sent: Option<Tai64n>,
+    /// In the last initiation we accepted.
+    pub received: Option<Tai64n>,
 }
 
 /// A peer's slot in the engine; it says nothing about who the peer is and may be reused.
@@ -123,6 +136,8 @@ pub struct Transmit {
     pub endpoint: Endpoint,
     /// The ECN field of the outside packet.
     pub ecn: Ecn,
+    /// The hop limit of the outside packet, where the host may not choose it.
+    pub hop_limit: Option<u8>,
     /// The whole message.
     pub contents: Vec<u8>,
 }
@@ -185,6 +200,8 @@ pub struct PeerStatus {
     pub last_handshake: Option<UnixTime>,
     /// The same, by the monotonic clock.
     pub last_handshake_at: Option<Instant>,
+    /// The newest initiations, to keep over a restart.
+    pub timestamps: Timestamps,
     /// Bytes received from the peer, as `wg show transfer` counts them.
     pub rx_bytes: u64,
     /// Bytes sent to the peer.

@@ -68,6 +68,20 @@ pub enum Departure {
     Drop(DropReason),
 }
 
+/// How packets are padded while the MTU stays what it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Padding {
+    mtu_bytes: usize,
+}
+
+impl Padding {
+    /// Bytes that an inside packet of `len` bytes takes in a message: padded to 16, but never above the MTU.
+    pub fn padded_len(self, len: usize) -> usize {
+        let aligned = len.checked_next_multiple_of(16).unwrap_or(len);
+        aligned.min(self.mtu_bytes).max(len)
+    }
+}
+
 impl Forwarding {
     pub(crate) fn new(keypairs: Arc<IndexTable<Keypair>>, handshakes: Arc<IndexTable<Path>>) -> Self {
         Self {
@@ -172,10 +186,9 @@ impl Forwarding {
         }
     }
 
-    /// Bytes that an inside packet of `len` bytes takes in a message: padded to 16, but never above the MTU.
-    pub fn padded_len(&self, len: usize) -> usize {
-        let aligned = len.checked_next_multiple_of(16).unwrap_or(len);
-        aligned.min(self.mtu_bytes.load(Relaxed)).max(len)
+    /// How packets are padded now.
+    pub fn padding(&self) -> Padding {
+        Padding { mtu_bytes: self.mtu_bytes.load(Relaxed) }
     }
 
     /// Sets the MTU of the TUN device, which bounds padding.

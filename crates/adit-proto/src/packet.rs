@@ -3,6 +3,7 @@
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::reason::DropReason;
+use crate::wire;
 
 /// The ECN field: the low two bits of the IPv4 TOS or IPv6 traffic class octet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -127,9 +128,17 @@ fn nested_in_ipv6(header: &[u8; 40], payload: &[u8]) -> Option<u8> {
     is_message(datagram).then_some(hop_limit)
 }
 
-/// Whether a UDP datagram starts like a message of either suite: its type and three zero bytes.
+/// Whether a UDP datagram looks like a message of either suite: its type, three zero bytes, and a length to match.
 fn is_message(datagram: &[u8]) -> bool {
-    matches!(datagram.get(8..12), Some([1..=4 | 0x21..=0x24, 0, 0, 0]))
+    let [_, _, _, _, len_hi, len_lo, _, _, kind, 0, 0, 0, ..] = *datagram else { return false };
+    let len = usize::from(u16::from_be_bytes([len_hi, len_lo])).saturating_sub(8);
+    match kind {
+        1 | 0x21 => len == wire::INITIATION_LEN,
+        2 | 0x22 => len == wire::RESPONSE_LEN,
+        3 | 0x23 => len == wire::COOKIE_REPLY_LEN,
+        4 | 0x24 => len >= wire::TRANSPORT_MIN_LEN,
+        _ => false,
+    }
 }
 
 /// Combines the outside ECN field into the inside packet on leaving the tunnel (RFC 6040 section 4.2).

@@ -161,16 +161,18 @@ impl Path {
 
     /// Lets the host choose the source address anew, unless the peer has moved since it was at `endpoint`.
     pub fn forget_source(&self, endpoint: &Endpoint) {
-        if self.endpoint.load().as_deref() == Some(endpoint) {
-            self.set_endpoint(Some(Endpoint { local: None, interface: 0, ..*endpoint }));
+        let now = self.endpoint.load();
+        if now.as_deref() == Some(endpoint) {
+            let forgotten = Endpoint { local: None, interface: 0, ..*endpoint };
+            self.endpoint.compare_and_swap(&*now, Some(Arc::new(forgotten)));
         }
     }
 
     /// Takes every waiting packet; when none waits, `keypair` starts to send in the same moment, so that
-    /// no packet overtakes a staged one.
-    pub(crate) fn take_staged_or_publish(&self, keypair: &Arc<Keypair>) -> Vec<Box<[u8]>> {
+    /// no packet overtakes a staged one. With `at_once` it starts to send whatever waits.
+    pub(crate) fn take_staged_or_publish(&self, keypair: &Arc<Keypair>, at_once: bool) -> Vec<Box<[u8]>> {
         let mut staged = self.staged();
-        if staged.is_empty() {
+        if staged.is_empty() || at_once {
             self.current.store(Some(Arc::clone(keypair)));
         }
         staged.drain(..).collect()

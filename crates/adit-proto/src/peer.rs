@@ -6,12 +6,12 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 use crate::cookie::CookieJar;
-use crate::event::PeerStatus;
+use crate::event::{PeerStatus, Timestamps};
 use crate::handshake::{AwaitingResponse, Identity};
 use crate::key::PresharedKey;
 use crate::keypair::Keypair;
 use crate::path::Path;
-use crate::time::{Instant, Tai64n, UnixTime};
+use crate::time::{Instant, UnixTime};
 use crate::timers::Timers;
 
 /// What the engine knows of a peer beyond its [`Path`].
@@ -30,7 +30,7 @@ pub(crate) struct Peer {
     pub(crate) attempt_started: Option<Instant>,
     pub(crate) last_initiation_sent: Option<Instant>,
     pub(crate) last_initiation_consumed: Option<Instant>,
-    pub(crate) latest_timestamp: Option<Tai64n>,
+    pub(crate) timestamps: Timestamps,
     pub(crate) persistent_keepalive_secs: u16,
     pub(crate) last_handshake: Option<(Instant, UnixTime)>,
     pub(crate) handshake_rtt: Option<Duration>,
@@ -52,7 +52,7 @@ impl Peer {
             attempt_started: None,
             last_initiation_sent: None,
             last_initiation_consumed: None,
-            latest_timestamp: None,
+            timestamps: Timestamps::default(),
             persistent_keepalive_secs: 0,
             last_handshake: None,
             handshake_rtt: None,
@@ -90,6 +90,7 @@ impl Peer {
             allowed_ips: Vec::new(),
             last_handshake: self.last_handshake.map(|(_, wall)| wall),
             last_handshake_at: self.last_handshake.map(|(at, _)| at),
+            timestamps: self.timestamps,
             rx_bytes,
             tx_bytes,
             has_session: self.path.current().is_some_and(|keypair| keypair.is_usable(now)),

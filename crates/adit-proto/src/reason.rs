@@ -74,6 +74,8 @@ drop_reasons! {
     KeyExhausted => "key_exhausted",
     /// A queue between lanes and the engine was full.
     QueueFull => "queue_full",
+    /// The socket's receive buffer was full: the host dropped the datagram before we saw it.
+    ReceiveOverflow => "receive_overflow",
     /// The host refused to send the datagram.
     SendFailed => "send_failed",
     /// The TUN device refused the packet.

@@ -83,7 +83,12 @@ impl Timers {
 
     /// Whether `timer` runs.
     pub fn is_set(&self, timer: Timer) -> bool {
-        self.0.get(timer as usize).is_some_and(Option::is_some)
+        self.deadline(timer).is_some()
+    }
+
+    /// When `timer` fires.
+    pub fn deadline(&self, timer: Timer) -> Option<Instant> {
+        self.0.get(timer as usize).copied().flatten()
     }
 
     /// Stops and returns a timer that is due.

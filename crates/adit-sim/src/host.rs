@@ -12,7 +12,7 @@ use adit_proto::key::{PublicKey, StaticSecret};
 use adit_proto::keypair::{Keypair, blocks_of};
 use adit_proto::packet::{Ecn, InsideHeader};
 use adit_proto::reason::DropReason;
-use adit_proto::time::{Clock, Instant, Tai64n, UnixTime};
+use adit_proto::time::{Clock, Instant, UnixTime};
 use adit_proto::wire::TRANSPORT_MIN_LEN;
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
@@ -131,7 +131,7 @@ impl Host {
             rng,
             past_drops: [0; DropReason::ALL.len()],
         };
-        host.start(now, Tai64n::ZERO);
+        host.start(now);
         host
     }
 
@@ -170,18 +170,21 @@ impl Host {
         self.poll(now);
     }
 
-    /// Starts over with the same configuration. What the last timestamp was, the program keeps on disk.
+    /// Starts over with the same configuration. The newest timestamps the program keeps on disk.
     pub fn restart(&mut self, now: Instant) {
         self.past_drops = self.drops();
         self.ledger.forgotten += self.staged_now(now);
-        let last_timestamp = self.engine.last_timestamp();
+        for status in self.engine.peers(now) {
+            if let Some(update) = self.peers.get_mut(&status.public_key) {
+                update.timestamps = status.timestamps;
+            }
+        }
         self.lives += 1;
         (self.engine, self.forwarding) = Engine::new(self.config.clone(), random(self.seed, self.lives));
-        self.start(now, last_timestamp);
+        self.start(now);
     }
 
-    fn start(&mut self, now: Instant, last_timestamp: Tai64n) {
-        self.engine.resume_timestamps(last_timestamp);
+    fn start(&mut self, now: Instant) {
         let clock = self.clock(now);
         self.engine.handle_command(clock, Command::SetPrivateKey(Some(self.secret.clone())));
         for update in self.peers.values() {
@@ -242,7 +245,7 @@ impl Host {
         packet: &[u8],
         notices: &mut Vec<Notice>,
     ) -> Option<DropReason> {
-        let padded_len = self.forwarding.padded_len(packet.len());
+        let padded_len = self.forwarding.padding().padded_len(packet.len());
         let Some(counter) = keypair.reserve(1, blocks_of(padded_len)) else {
             self.forwarding.drops.count(DropReason::KeyExhausted);
             return Some(DropReason::KeyExhausted);

@@ -18,10 +18,12 @@ use adit_proto::endpoint::Endpoint;
 use adit_proto::event::Command;
 use adit_proto::key::PublicKey;
 use anyhow::{Context, anyhow, bail};
+use crossbeam_channel::Receiver;
+use ipnet::IpNet;
 
-use crate::config::{Config, Lanes, Layers, Mtu, Offload};
+use crate::config::{Config, Lanes, Layers, Mtu, Offload, Peer};
 use crate::control::{self, Answer, Changes};
-use crate::daemon::{self, PidFile, Start};
+use crate::daemon::{self, PidFile, Signal, Start};
 use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::heard::{Heard, HeardFile, SESSION_SECS};
@@ -43,8 +45,12 @@ pub fn run(home: &Home, layers: &Layers) -> anyhow::Result<ExitCode> {
     home.create()?;
     let Start::Run(readiness) = daemon::start(true)? else { return Ok(ExitCode::SUCCESS) };
     crate::log::start(&config.log)?;
-    let journal = control::journal_path(home, &config.gateway.interface.to_string());
-    let mut gateway = Gateway::open(home, layers, config).inspect_err(|_| {
+    let signals = daemon::signals()?;
+    let interface = config.gateway.interface.to_string();
+    // What the journal lists belongs to who holds the lock, so a second gateway ends here.
+    let pid_file = PidFile::lock(&control::pid_path(home, &interface))?;
+    let journal = control::journal_path(home, &interface);
+    let mut gateway = Gateway::open(home, layers, config, signals).inspect_err(|_| {
         if let Err(error) = device::clean_up_after(&journal) {
             tracing::error!("{error:#}");
         }
@@ -54,11 +60,12 @@ pub fn run(home: &Home, layers: &Layers) -> anyhow::Result<ExitCode> {
     let outcome = gateway.run_until_asked();
     daemon::notify_service_manager("STOPPING=1");
     let closed = gateway.close();
+    drop(pid_file);
     outcome.and(closed).map(|()| ExitCode::SUCCESS)
 }
 
 // The order of the fields is the order in which they go when opening fails half-way: the host is put
-// back while the device is there, and the pid file is the last.
+// back while the device is there.
 struct Gateway {
     guard: Guard,
     socket: PrivateSocket,
@@ -69,7 +76,6 @@ struct Gateway {
     heard: HeardFile,
     unsaved: bool,
     to_greet: Vec<PublicKey>,
-    pid_file: PidFile,
 }
 
 const IDLE: Duration = Duration::from_secs(5);
@@ -92,11 +98,13 @@ const LIVE: &[&str] = &[
 ];
 
 impl Gateway {
-    fn open(home: &Home, layers: &Layers, config: Config) -> anyhow::Result<Self> {
-        daemon::forbid_core_dumps();
-        let signals = daemon::signals()?;
+    fn open(
+        home: &Home,
+        layers: &Layers,
+        config: Config,
+        signals: Receiver<Signal>,
+    ) -> anyhow::Result<Self> {
         let interface = config.gateway.interface.to_string();
-        let pid_file = PidFile::lock(&control::pid_path(home, &interface))?;
         let journal = control::journal_path(home, &interface);
         // What a killed gateway left is taken over by `adit_host::apply`, so that connections through it live on.
         device::refuse_existing(&interface)?;
@@ -111,12 +119,16 @@ impl Gateway {
         let driver =
             device::start(DriverConfig { tun, listen_port, fwmark: config.gateway.fwmark, offload })?;
 
+        if config.gateway.network6.is_some() && !adit_host::ipv6_enabled() {
+            tracing::warn!("{IPV6_OFF}; the gateway carries IPv4 only");
+        }
         let (heard, before) = HeardFile::load(home.state_dir.join("endpoints.json"));
         let (socket, questions) = control::open(home, &interface)?;
         let mut instance = Instance::new(Role::Gateway, interface, driver, signals, questions);
         let mtu_bytes = mtu_of(&config)?;
         let port = instance.driver.snapshot().listen_port;
         let guard = adit_host::apply(&plan(&config, port, mtu_bytes), &journal)?;
+        warn_of_default_routes(&config.peers, &[]);
         let to_greet = introduce_peers(&instance, &config, &before);
         describe(&mut instance, &config, mtu_bytes);
         Ok(Self {
@@ -129,7 +141,6 @@ impl Gateway {
             heard,
             unsaved: false,
             to_greet,
-            pid_file,
         })
     }
 
@@ -180,7 +191,10 @@ impl Gateway {
         let needs_restart =
             changed_settings(&self.config, &new).filter(|key| !LIVE.contains(&key.as_str())).collect();
         let mtu_bytes = mtu_of(&new)?;
-        self.change_socket(&new)?;
+        if let Err(error) = self.change_socket(&new) {
+            self.socket_back();
+            return Err(error);
+        }
         let port = self.instance.driver.snapshot().listen_port;
         if let Err(error) = self.guard.change_to(&plan(&new, port, mtu_bytes)) {
             return Err(self.back_after(error.into()));
@@ -194,6 +208,7 @@ impl Gateway {
         commands.extend(differing);
         self.instance.driver.apply(commands);
         describe(&mut self.instance, &new, mtu_bytes);
+        warn_of_default_routes(&new.peers, &self.config.peers);
         self.config = new;
         Ok(Changes { needs_restart, ..changes })
     }
@@ -212,11 +227,20 @@ impl Gateway {
         Ok(())
     }
 
+    fn socket_back(&self) {
+        let old = &self.config.gateway;
+        let back = [
+            self.instance.driver.set_listen_port(old.listen_port),
+            self.instance.driver.set_fwmark(old.fwmark),
+        ];
+        for error in back.into_iter().filter_map(Result::err) {
+            tracing::error!("the socket could not be put back: {error}");
+        }
+    }
+
     /// The host refused the new plan: the socket and the host go back to the configuration in effect.
     fn back_after(&mut self, error: anyhow::Error) -> anyhow::Error {
-        let old = &self.config.gateway;
-        let _ = self.instance.driver.set_listen_port(old.listen_port);
-        let _ = self.instance.driver.set_fwmark(old.fwmark);
+        self.socket_back();
         let port = self.instance.driver.snapshot().listen_port;
         match self.guard.change_to(&plan(&self.config, port, self.instance.mtu_bytes)) {
             Ok(_) => error,
@@ -225,13 +249,12 @@ impl Gateway {
     }
 
     fn close(self) -> anyhow::Result<()> {
-        let Self { guard, socket, instance, mut heard, pid_file, .. } = self;
+        let Self { guard, socket, instance, mut heard, .. } = self;
         drop(socket);
         heard.save(&instance.driver.snapshot().peers, true);
         let undone = guard.undo();
         instance.driver.stop();
         tracing::info!("gateway stopped");
-        drop(pid_file);
         undone.map(drop).context("the host could not be put back completely")
     }
 }
@@ -243,12 +266,12 @@ fn introduce_peers(instance: &Instance, config: &Config, before: &[Heard]) -> Ve
     let mut to_greet = Vec::new();
     for peer in config.peers.iter().filter(|peer| peer.enabled) {
         let mut update = peers::introduce(peer);
-        let recent = before.iter().find(|heard| {
-            heard.peer == peer.public_key && now.saturating_sub(heard.at_unix_secs) <= SESSION_SECS
-        });
-        if let Some(heard) = recent {
-            update.endpoint = Some(Endpoint::udp(heard.endpoint));
-            to_greet.push(peer.public_key);
+        if let Some(heard) = before.iter().find(|heard| heard.peer == peer.public_key) {
+            update.timestamps = heard.timestamps;
+            if now.saturating_sub(heard.at_unix_secs) <= SESSION_SECS {
+                update.endpoint = Some(Endpoint::udp(heard.endpoint));
+                to_greet.push(peer.public_key);
+            }
         }
         commands.push(Command::SetPeer(update));
     }
@@ -259,7 +282,7 @@ fn introduce_peers(instance: &Instance, config: &Config, before: &[Heard]) -> Ve
 /// What `status` tells, and which names are resolved.
 fn describe(instance: &mut Instance, config: &Config, mtu_bytes: u32) {
     instance.mtu_bytes = mtu_bytes;
-    instance.addresses = config.gateway.addresses().iter().map(ToString::to_string).collect();
+    instance.addresses = carried(config.gateway.addresses()).iter().map(ToString::to_string).collect();
     let enabled = || config.peers.iter().filter(|peer| peer.enabled);
     instance.name_peers(enabled().map(|peer| (peer.public_key, Some(peer.name.to_string()))));
     let named: std::collections::HashMap<_, _> = enabled()
@@ -289,11 +312,13 @@ const INTERNET_MTU_BYTES: u32 = 1420;
 fn plan(config: &Config, port: u16, mtu_bytes: u32) -> Plan {
     let gateway = &config.gateway;
     let behind = config.peers.iter().filter(|peer| peer.enabled).flat_map(|peer| &peer.extra_allowed_ips);
+    // A default route towards a peer would take the gateway itself off the internet.
+    let routes = behind.filter(|net| net.prefix_len() > 0).copied().collect();
     adit_host::gateway_plan(&GatewayHost {
         link: gateway.interface.to_string(),
-        addresses: gateway.addresses(),
+        addresses: carried(gateway.addresses()),
         mtu_bytes,
-        routes: behind.copied().collect(),
+        routes: carried(routes),
         listeners: vec![Listener { transport: Transport::Udp, port }],
         masquerade: gateway.masquerade,
         client_to_client: gateway.client_to_client,
@@ -303,9 +328,52 @@ fn plan(config: &Config, port: u16, mtu_bytes: u32) -> Plan {
     })
 }
 
+/// Without those of IPv6 where the host has it off and would refuse them.
+fn carried(networks: Vec<IpNet>) -> Vec<IpNet> {
+    let ipv6 = adit_host::ipv6_enabled();
+    networks.into_iter().filter(|net| ipv6 || net.addr().is_ipv4()).collect()
+}
+
+/// What to tell where the host has IPv6 off.
+pub const IPV6_OFF: &str =
+    "IPv6 is off on this host (`sysctl net.ipv6.conf.all.disable_ipv6` shows 1, or the kernel has none)";
+
+fn warn_of_default_routes(peers: &[Peer], known: &[Peer]) {
+    let is_default = |peer: &&Peer| peer.enabled && peer.allowed_ips().any(|net| net.prefix_len() == 0);
+    for peer in peers.iter().filter(is_default) {
+        if !known.iter().filter(is_default).any(|known| known.public_key == peer.public_key) {
+            tracing::warn!(
+                "peer {} is allowed every address; it may send from them, but this host gets no default route \
+                 to it: add the route yourself if you mean one",
+                peer.name
+            );
+        }
+    }
+}
+
 fn changed_settings<'a>(old: &'a Config, new: &'a Config) -> impl Iterator<Item = String> + 'a {
     new.settings.iter().filter_map(|setting| {
         let before = old.settings.iter().find(|it| it.key == setting.key);
         (before.map(|it| &it.value) != Some(&setting.value)).then(|| setting.key.clone())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Source;
+
+    #[test]
+    fn a_peer_that_is_allowed_every_address_gets_no_default_route() {
+        let text = "config_version = 1\n[gateway]\nprivate_key = \"eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\"\n\
+                    network = \"10.9.0.0/24\"\n[[peer]]\nname = \"exit\"\naddresses = [\"10.9.0.2\"]\n\
+                    public_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n\
+                    suite = \"chacha20-poly1305\"\nallowed_ips = [\"0.0.0.0/0\", \"::/0\", \"192.168.50.0/24\"]\n";
+        let source = Source::new("adit.toml", text);
+        let config = Config::parse(&source, std::path::Path::new("."), &Layers::default()).unwrap();
+        assert_eq!(config.peers[0].allowed_ips().count(), 4, "it may send from everywhere");
+        let routes: Vec<_> =
+            plan(&config, 51820, 1420).routes.iter().map(|route| route.destination.to_string()).collect();
+        assert_eq!(routes, ["192.168.50.0/24"]);
+    }
 }

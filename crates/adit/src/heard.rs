@@ -4,8 +4,9 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use adit_proto::event::PeerStatus;
+use adit_proto::event::{PeerStatus, Timestamps};
 use adit_proto::key::PublicKey;
+use adit_proto::time::Tai64n;
 use serde::{Deserialize, Serialize};
 
 use crate::{keys, private_file};
@@ -19,6 +20,8 @@ pub struct Heard {
     pub endpoint: SocketAddr,
     /// The wall clock, in seconds since 1970.
     pub at_unix_secs: u64,
+    /// The newest initiations, so that a recorded one is worthless after a restart too.
+    pub timestamps: Timestamps,
 }
 
 /// The file of a gateway with every peer that was heard. It holds no secret.
@@ -46,6 +49,10 @@ struct Line {
     public_key: String,
     endpoint: SocketAddr,
     at_unix_secs: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    received: Option<String>,
 }
 
 impl HeardFile {
@@ -91,7 +98,8 @@ impl HeardFile {
 
 fn heard(peer: &PeerStatus) -> Option<Heard> {
     let (endpoint, at) = (peer.endpoint?, peer.last_handshake?);
-    Some(Heard { peer: peer.public_key, endpoint: endpoint.remote, at_unix_secs: at.secs })
+    let timestamps = peer.timestamps;
+    Some(Heard { peer: peer.public_key, endpoint: endpoint.remote, at_unix_secs: at.secs, timestamps })
 }
 
 fn parse(bytes: &[u8]) -> Result<Vec<Heard>, String> {
@@ -101,23 +109,45 @@ fn parse(bytes: &[u8]) -> Result<Vec<Heard>, String> {
     }
     page.peers
         .into_iter()
-        .map(|Line { public_key, endpoint, at_unix_secs }| {
+        .map(|Line { public_key, endpoint, at_unix_secs, sent, received }| {
             let peer = keys::parse_public(&public_key).map_err(|error| error.to_string())?;
-            Ok(Heard { peer, endpoint, at_unix_secs })
+            let timestamps = Timestamps { sent: parse_timestamp(sent)?, received: parse_timestamp(received)? };
+            Ok(Heard { peer, endpoint, at_unix_secs, timestamps })
         })
         .collect()
 }
 
 fn print(heard: &[Heard]) -> Vec<u8> {
-    let line = |Heard { peer, endpoint, at_unix_secs }: &Heard| Line {
+    let line = |Heard { peer, endpoint, at_unix_secs, timestamps }: &Heard| Line {
         public_key: keys::public_text(peer),
         endpoint: *endpoint,
         at_unix_secs: *at_unix_secs,
+        sent: timestamps.sent.map(print_timestamp),
+        received: timestamps.received.map(print_timestamp),
     };
     let page = Page { schema: SCHEMA, peers: heard.iter().map(line).collect() };
     let mut text = serde_json::to_vec_pretty(&page).unwrap_or_default();
     text.push(b'\n');
     text
+}
+
+/// 24 hexadecimal digits, which sort like time.
+fn print_timestamp(timestamp: Tai64n) -> String {
+    timestamp.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn parse_timestamp(text: Option<String>) -> Result<Option<Tai64n>, String> {
+    let Some(text) = text else { return Ok(None) };
+    let mut bytes = [0; 12];
+    let wrong = || format!("{text:?} is no timestamp of 24 hexadecimal digits");
+    if text.len() != 24 || !text.is_ascii() {
+        return Err(wrong());
+    }
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        let digits = std::str::from_utf8(digits).map_err(|_| wrong())?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| wrong())?;
+    }
+    Ok(Some(Tai64n::from_bytes(bytes)))
 }
 
 #[cfg(test)]
@@ -139,6 +169,7 @@ mod tests {
             allowed_ips: Vec::new(),
             last_handshake: heard.then_some(UnixTime { secs: 1_700_000_000, nanos: 0 }),
             last_handshake_at: None,
+            timestamps: Timestamps { sent: None, received: Some(Tai64n::from_bytes([0x40; 12])) },
             rx_bytes: 0,
             tx_bytes: 0,
             has_session: heard,
@@ -159,6 +190,7 @@ mod tests {
             peer: PublicKey([1; 32]),
             endpoint: "192.0.2.1:51820".parse().unwrap(),
             at_unix_secs: 1_700_000_000,
+            timestamps: Timestamps { sent: None, received: Some(Tai64n::from_bytes([0x40; 12])) },
         };
         assert_eq!(after, [expected]);
         let text = std::fs::read_to_string(&path).unwrap();

@@ -138,8 +138,8 @@ impl ReceiveBatch {
         self.truncated
     }
 
-    /// Datagrams that the kernel dropped because the socket's buffer was full, since the socket was made
-    /// (`SO_RXQ_OVFL`; wraps, and stands still until the next datagram arrives).
+    /// Datagrams that the kernel dropped because the buffer of the socket last received from was full, since it was made
+    /// (`SO_RXQ_OVFL`; wraps). 0 when the socket said nothing about it.
     pub const fn overflow(&self) -> u32 {
         self.overflow
     }
@@ -167,6 +167,7 @@ impl ReceiveBatch {
         parse: impl Fn(&Control) -> Details,
     ) -> std::io::Result<usize> {
         self.received.clear();
+        self.overflow = 0;
         let Wires { headers, buffers, names, controls } = &mut self.wires;
         let slots = self.memory.chunks_exact_mut(SLOT);
         for ((((header, buffer), name), control), slot) in headers

@@ -17,29 +17,30 @@ use crate::timers::{INITIATION_INTERVAL, REKEY_TIMEOUT, Timer};
 use crate::wire::{CookieReply, Initiation, Message, Response};
 
 impl Engine {
-    /// Sends an initiation, unless one went out less than [`REKEY_TIMEOUT`] ago: then the retransmit
-    /// timer sees to it.
+    /// Sends an initiation, unless an attempt is under way or one went out less than [`REKEY_TIMEOUT`] ago:
+    /// then the retransmit timer sees to it. Whoever asks again does not prolong an attempt.
     pub(super) fn send_initiation(&mut self, clock: Clock, id: PeerId, attempt: Attempt) {
         let Some(identity) = self.identity.clone() else { return };
         let Some(peer) = self.peer_mut(id) else { return };
         let Some(endpoint) = peer.path.endpoint() else { return };
-        if attempt == Attempt::First {
+        let retransmit = peer.timers.deadline(Timer::RetransmitHandshake);
+        if attempt == Attempt::First && retransmit.is_some_and(|deadline| deadline > clock.now) {
+            return;
+        }
+        if attempt == Attempt::First && peer.attempt_started.is_none() {
             peer.attempts = 0;
         }
         if let Some(sent) = peer.last_initiation_sent.filter(|&sent| clock.now.since(sent) < REKEY_TIMEOUT) {
-            if !peer.timers.is_set(Timer::RetransmitHandshake) {
-                peer.attempt_started = Some(clock.now);
-                self.set_timer(id, Timer::RetransmitHandshake, sent.saturating_add(REKEY_TIMEOUT));
-            }
+            peer.attempt_started.get_or_insert(clock.now);
+            self.set_timer(id, Timer::RetransmitHandshake, sent.saturating_add(REKEY_TIMEOUT));
             return;
         }
-        if attempt == Attempt::First || peer.attempt_started.is_none() {
-            peer.attempt_started = Some(clock.now);
-        }
+        peer.attempt_started.get_or_insert(clock.now);
         let Some(ss) = peer.static_static(&identity) else { return };
         let (suite, remote) = (peer.path.suite, peer.path.public_key);
+        let last = peer.timestamps.sent.unwrap_or(Tai64n::ZERO);
         self.drop_awaiting(id);
-        let timestamp = Tai64n::from_unix(clock.wall).next_after(self.last_timestamp);
+        let timestamp = Tai64n::from_unix(clock.wall).next_after(last);
         let ephemeral = StaticSecret::from_bytes(self.random_bytes());
         let index = self.reserve_index(id);
         let created =
@@ -48,19 +49,19 @@ impl Engine {
             self.receivers.release(index);
             return;
         };
-        self.last_timestamp = timestamp;
         let jitter = self.jitter();
         let Some(peer) = self.peers.get_mut(id.0 as usize).and_then(Option::as_mut) else { return };
         self.receivers.await_reply(index, Arc::clone(&peer.path));
         peer.cookies.stamp(&mut message, clock.now);
         peer.awaiting = Some(awaiting);
         peer.last_initiation_sent = Some(clock.now);
+        peer.timestamps.sent = Some(timestamp);
         peer.path.traffic.sent(1, message.len() as u64);
         peer.path.activity.packet_sent(clock.now);
         peer.timers
             .set(Timer::RetransmitHandshake, clock.now.saturating_add(REKEY_TIMEOUT).saturating_add(jitter));
         self.requeue(id);
-        self.transmit(endpoint, Ecn::NotEct, message.to_vec());
+        self.transmit(endpoint, Ecn::NotEct, None, message.to_vec());
     }
 
     /// Takes in a handshake message that a lane let through.
@@ -100,7 +101,7 @@ impl Engine {
             Verdict::Drop(reason) => Err(reason),
             Verdict::RequireCookie => {
                 let reply = cookies.create_reply(suite, sender, mac1, from, clock.now, random);
-                self.transmit(*from, Ecn::NotEct, reply.to_vec());
+                self.transmit(*from, Ecn::NotEct, None, reply.to_vec());
                 Err(DropReason::CookieRequired)
             }
         }
@@ -123,13 +124,13 @@ impl Engine {
         }
         let ss = peer.static_static(&identity).ok_or(DropReason::BadHandshake)?;
         let initiation = opened.authenticate(&ss).map_err(|_| DropReason::BadHandshake)?;
-        if peer.latest_timestamp.is_some_and(|latest| initiation.timestamp <= latest) {
+        if peer.timestamps.received.is_some_and(|latest| initiation.timestamp <= latest) {
             return Err(DropReason::StaleTimestamp);
         }
         if peer.last_initiation_consumed.is_some_and(|last| clock.now.since(last) < INITIATION_INTERVAL) {
             return Err(DropReason::InitiationFlood);
         }
-        peer.latest_timestamp = Some(initiation.timestamp);
+        peer.timestamps.received = Some(initiation.timestamp);
         peer.last_initiation_consumed = Some(clock.now);
         let psk = peer.preshared_key.clone();
         let path = Arc::clone(&peer.path);
@@ -149,7 +150,7 @@ impl Engine {
         }
         path.traffic.sent(1, response.len() as u64);
         path.activity.packet_sent(clock.now);
-        self.transmit(*from, Ecn::NotEct, response.to_vec());
+        self.transmit(*from, Ecn::NotEct, None, response.to_vec());
         Ok(())
     }
 

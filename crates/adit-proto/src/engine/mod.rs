@@ -32,7 +32,7 @@ use crate::packet::Ecn;
 use crate::path::Path;
 use crate::peer::Peer;
 use crate::suite::Suite;
-use crate::time::{Clock, Instant, Tai64n};
+use crate::time::{Clock, Instant};
 use crate::timers::{Timer, TimerQueue};
 
 /// Fills a buffer with random bytes: the operating system's in the program, seeded in the simulator.
@@ -61,7 +61,6 @@ pub struct Engine {
     timers: TimerQueue,
     limiter: Limiter,
     cookies: Option<CookieChecker>,
-    last_timestamp: Tai64n,
     random: Random,
     outputs: VecDeque<Queued>,
 }
@@ -69,8 +68,11 @@ pub struct Engine {
 enum Queued {
     Output(Output),
     /// Send what is staged, then let the keypair send for the lanes.
-    Publish(PeerId, Arc<Keypair>),
+    Publish(PeerId, Arc<Keypair>, PublishRound),
 }
+
+/// How often a keypair was about to be published and found more packets staged.
+type PublishRound = u8;
 
 impl core::fmt::Debug for Engine {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -100,7 +102,6 @@ impl Engine {
             timers: TimerQueue::default(),
             limiter,
             cookies: None,
-            last_timestamp: Tai64n::ZERO,
             random,
             outputs: VecDeque::new(),
         };
@@ -161,7 +162,7 @@ impl Engine {
         loop {
             match self.outputs.pop_front()? {
                 Queued::Output(output) => return Some(output),
-                Queued::Publish(id, keypair) => self.publish_keypair(now, id, &keypair),
+                Queued::Publish(id, keypair, round) => self.publish_keypair(now, id, &keypair, round),
             }
         }
     }
@@ -179,16 +180,6 @@ impl Engine {
             status
         };
         self.peers.iter().flatten().map(status).collect()
-    }
-
-    /// The timestamp of the last initiation we created. Initiations never carry an older one.
-    pub fn last_timestamp(&self) -> Tai64n {
-        self.last_timestamp
-    }
-
-    /// Continues after the timestamps of an earlier run, in case the wall clock went back meanwhile.
-    pub fn resume_timestamps(&mut self, last: Tai64n) {
-        self.last_timestamp = self.last_timestamp.max(last);
     }
 
     /// How many receiver indices are in use.
@@ -232,6 +223,11 @@ impl Engine {
         }
         if let (Some(endpoint), Some(peer)) = (update.endpoint, self.peer_mut(id)) {
             peer.path.set_endpoint(Some(endpoint));
+            peer.attempts = 0;
+        }
+        if let Some(peer) = self.peer_mut(id) {
+            peer.timestamps.sent = peer.timestamps.sent.max(update.timestamps.sent);
+            peer.timestamps.received = peer.timestamps.received.max(update.timestamps.received);
         }
         if let (Some(psk), Some(peer)) = (update.preshared_key, self.peer_mut(id)) {
             peer.preshared_key = psk;
@@ -272,7 +268,7 @@ impl Engine {
         let mut fresh = Peer::new(Arc::new(path));
         fresh.preshared_key = peer.preshared_key.clone();
         fresh.persistent_keepalive_secs = peer.persistent_keepalive_secs;
-        fresh.latest_timestamp = peer.latest_timestamp;
+        fresh.timestamps = peer.timestamps;
         fresh.queued = peer.queued;
         let old = core::mem::replace(peer, fresh);
         self.drop_staged(&old.path);
@@ -381,8 +377,9 @@ impl Engine {
         self.requeue(id);
     }
 
-    fn transmit(&mut self, endpoint: Endpoint, ecn: Ecn, contents: Vec<u8>) {
-        self.outputs.push_back(Queued::Output(Output::Transmit(Transmit { endpoint, ecn, contents })));
+    fn transmit(&mut self, endpoint: Endpoint, ecn: Ecn, hop_limit: Option<u8>, contents: Vec<u8>) {
+        let transmit = Transmit { endpoint, ecn, hop_limit, contents };
+        self.outputs.push_back(Queued::Output(Output::Transmit(transmit)));
     }
 
     fn tell(&mut self, event: Event) {

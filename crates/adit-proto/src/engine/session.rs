@@ -4,7 +4,6 @@ use core::time::Duration;
 use std::sync::Arc;
 
 use super::{Attempt, Engine, Queued};
-use crate::endpoint::Endpoint;
 use crate::event::{Event, PeerId};
 use crate::handshake::SessionKeys;
 use crate::keypair::{Keypair, blocks_of};
@@ -17,6 +16,8 @@ use crate::timers::{
 };
 
 const MESSAGE_OVERHEAD: usize = 32;
+/// Rounds of sending staged packets before lanes may send beside them.
+const MAX_PUBLISH_ROUNDS: u8 = 8;
 
 impl Engine {
     /// A session we initiated: it sends at once, and its first message confirms it to the peer.
@@ -33,7 +34,7 @@ impl Engine {
         if path.staged_len() == 0 {
             self.seal_and_transmit(clock.now, &keypair, &[]);
         }
-        self.outputs.push_back(Queued::Publish(id, keypair));
+        self.outputs.push_back(Queued::Publish(id, keypair, 0));
     }
 
     /// A session the peer initiated: it receives now and sends once confirmed.
@@ -57,11 +58,12 @@ impl Engine {
             let peer = keypair.path.public_key;
             self.tell(Event::SessionEstablished { peer, endpoint, handshake_time: None });
         }
-        self.outputs.push_back(Queued::Publish(id, Arc::clone(keypair)));
+        self.outputs.push_back(Queued::Publish(id, Arc::clone(keypair), 0));
     }
 
     /// Sends what waits for `keypair`; when nothing does any more, the lanes may use it.
-    pub(super) fn publish_keypair(&mut self, now: Instant, id: PeerId, keypair: &Arc<Keypair>) {
+    /// A lane that stages faster than we send is let through after some rounds.
+    pub(super) fn publish_keypair(&mut self, now: Instant, id: PeerId, keypair: &Arc<Keypair>, round: u8) {
         let is_current = self
             .peer(id)
             .and_then(|peer| peer.keypairs.current.as_ref())
@@ -70,7 +72,7 @@ impl Engine {
             return;
         }
         let path = &keypair.path;
-        let staged = path.take_staged_or_publish(keypair);
+        let staged = path.take_staged_or_publish(keypair, round >= MAX_PUBLISH_ROUNDS);
         path.set_next(self.peer(id).and_then(|peer| peer.keypairs.next.clone()));
         path.keypair_needed_again();
         if staged.is_empty() {
@@ -80,7 +82,9 @@ impl Engine {
         for packet in staged {
             self.seal_and_transmit(now, keypair, &packet);
         }
-        self.outputs.push_back(Queued::Publish(id, Arc::clone(keypair)));
+        if round < MAX_PUBLISH_ROUNDS {
+            self.outputs.push_back(Queued::Publish(id, Arc::clone(keypair), round.saturating_add(1)));
+        }
         self.outputs.extend(later);
     }
 
@@ -89,7 +93,7 @@ impl Engine {
         let Some(id) = self.id_of(path) else { return };
         let current = self.peer(id).and_then(|peer| peer.keypairs.current.clone());
         match current.filter(|keypair| keypair.is_usable(clock.now)) {
-            Some(keypair) => self.outputs.push_back(Queued::Publish(id, keypair)),
+            Some(keypair) => self.outputs.push_back(Queued::Publish(id, keypair, 0)),
             None => {
                 path.notice_need_keypair();
                 self.send_initiation(clock, id, Attempt::First);
@@ -142,8 +146,8 @@ impl Engine {
         }
         let rearm = peer.persistent_keepalive();
         self.drop_awaiting(id);
-        self.drop_staged(&path);
         path.keypair_needed_again();
+        self.drop_staged(&path);
         if let Some(keypair) = path.current() {
             keypair.rekey_lost();
         }
@@ -242,7 +246,7 @@ impl Engine {
     /// Seals one inside packet (or keepalive) and queues the datagram.
     fn seal_and_transmit(&mut self, now: Instant, keypair: &Arc<Keypair>, packet: &[u8]) {
         let path = &keypair.path;
-        let padded_len = self.forwarding.padded_len(packet.len());
+        let padded_len = self.forwarding.padding().padded_len(packet.len());
         let Some(endpoint) = path.endpoint() else {
             self.forwarding.drops.count(DropReason::NoEndpoint);
             return;
@@ -259,14 +263,16 @@ impl Engine {
             return;
         }
         path.traffic.sent(1, message.len() as u64);
-        let ecn = InsideHeader::parse(packet).map_or(Ecn::NotEct, |header| header.ecn);
+        let inside = InsideHeader::parse(packet).ok();
+        let ecn = inside.map_or(Ecn::NotEct, |header| header.ecn);
+        let hop_limit = inside.and_then(|header| header.outside_hop_limit()).flatten();
         if packet.is_empty() {
             path.activity.packet_sent(now);
         } else if path.activity.data_sent(now) {
             let path = Arc::clone(path);
             self.expect_reply(now, &path);
         }
-        self.transmit(endpoint, ecn, message);
+        self.transmit(endpoint, ecn, hop_limit, message);
     }
 
     fn session_derived(&mut self, now: Instant, id: PeerId) {
@@ -293,6 +299,7 @@ impl Engine {
             peer.path.keypair_needed_again();
             peer.timers.stop(Timer::RetransmitHandshake);
             peer.attempts = 0;
+            peer.attempt_started = None;
         }
         self.end_keypairs(id);
     }
@@ -329,6 +336,6 @@ impl Engine {
 /// Lets the host choose the source address anew: the old choice may be why nobody answers.
 fn forget_sticky_source(path: &Path) {
     if let Some(endpoint) = path.endpoint() {
-        path.set_endpoint(Some(Endpoint { local: None, interface: 0, ..endpoint }));
+        path.forget_source(&endpoint);
     }
 }

@@ -89,7 +89,7 @@ impl Pair {
         let mut notices = Vec::new();
         match forwarding.depart(self.clock.now, &header) {
             Departure::Seal(keypair, _) => {
-                let padded = forwarding.padded_len(packet.len());
+                let padded = forwarding.padding().padded_len(packet.len());
                 let mut message = vec![0; padded + 32];
                 message[16..16 + packet.len()].copy_from_slice(&packet);
                 let counter = keypair.reserve(1, blocks_of(padded)).unwrap();

@@ -59,7 +59,7 @@ impl Lane {
 
     /// Lets the session send.
     fn open(self) -> Self {
-        assert!(self.path.take_staged_or_publish(&self.keypair).is_empty());
+        assert!(self.path.take_staged_or_publish(&self.keypair, false).is_empty());
         self
     }
 
@@ -208,7 +208,7 @@ fn the_oldest_staged_packet_makes_room_and_is_counted() {
         assert!(lane.forwarding.stage(NOW, &lane.path, &packet, &mut Vec::new()));
     }
     assert_eq!(lane.dropped(DropReason::StagedOverflow), 3);
-    let staged = lane.path.take_staged_or_publish(&lane.keypair);
+    let staged = lane.path.take_staged_or_publish(&lane.keypair, false);
     let sizes: Vec<_> = staged.iter().map(|packet| packet.len() - 20).collect();
     assert_eq!(sizes, (3..MAX_STAGED_PACKETS + 3).collect::<Vec<_>>());
 }
@@ -468,7 +468,7 @@ fn padding_goes_up_to_16_but_not_above_the_mtu() {
     let lane = Lane::new(Suite::ChaCha20Poly1305, true);
     let padded = |mtu_bytes: usize, len: usize| {
         lane.forwarding.set_mtu(mtu_bytes);
-        lane.forwarding.padded_len(len)
+        lane.forwarding.padding().padded_len(len)
     };
     assert_eq!(
         [0, 1, 15, 16, 17, 1_404, 1_408, 1_409, 1_420].map(|len| padded(1_420, len)),
@@ -484,7 +484,7 @@ proptest! {
     fn padding_is_the_least_that_hides_the_length(len in 0..70_000_usize, mtu_bytes in 0..70_000_usize) {
         let lane = Lane::new(Suite::ChaCha20Poly1305, true);
         lane.forwarding.set_mtu(mtu_bytes);
-        let padded = lane.forwarding.padded_len(len);
+        let padded = lane.forwarding.padding().padded_len(len);
         prop_assert!(padded >= len && padded < len + 16);
         prop_assert!(padded.is_multiple_of(16) || padded == len.max(mtu_bytes));
         prop_assert!(padded <= len.max(mtu_bytes));

@@ -218,9 +218,25 @@ fn udp_packets(hop_limit: u8, payload: &[u8]) -> [Vec<u8>; 2] {
     let (mut four, mut six) = (v4(0, 8 + payload.len()), v6(0, 8 + payload.len()));
     (four[8], four[9]) = (hop_limit, 17);
     (six[6], six[7]) = (17, hop_limit);
+    let udp_len = (8 + payload.len() as u16).to_be_bytes();
+    four[24..26].copy_from_slice(&udp_len);
+    six[44..46].copy_from_slice(&udp_len);
     four[28..].copy_from_slice(payload);
     six[48..].copy_from_slice(payload);
     [four, six]
+}
+
+/// A message's type and zeros, as long as that message is.
+fn message(kind: u8) -> Vec<u8> {
+    let len = match kind & 0x0f {
+        1 => 148,
+        2 => 92,
+        3 => 64,
+        _ => 32,
+    };
+    let mut message = vec![0; len];
+    message[0] = kind;
+    message
 }
 
 fn outside_hop_limit(packet: &[u8]) -> Option<Option<u8>> {
@@ -231,12 +247,12 @@ fn outside_hop_limit(packet: &[u8]) -> Option<Option<u8>> {
 fn a_message_of_a_tunnel_may_be_nested_until_its_hops_are_used_up() {
     for kind in [1, 2, 3, 4, 0x21, 0x22, 0x23, 0x24] {
         for (hop_limit, outside) in [(64, 48), (48, 32), (32, 16), (17, 1), (255, 239)] {
-            for packet in udp_packets(hop_limit, &[kind, 0, 0, 0, 9]) {
+            for packet in udp_packets(hop_limit, &message(kind)) {
                 assert_eq!(outside_hop_limit(&packet), Some(Some(outside)), "{kind} {packet:?}");
             }
         }
         for hop_limit in [16, 1, 0] {
-            for packet in udp_packets(hop_limit, &[kind, 0, 0, 0, 9]) {
+            for packet in udp_packets(hop_limit, &message(kind)) {
                 assert_eq!(outside_hop_limit(&packet), None, "{kind} {packet:?}");
             }
         }
@@ -245,13 +261,16 @@ fn a_message_of_a_tunnel_may_be_nested_until_its_hops_are_used_up() {
 
 #[test]
 fn any_other_packet_leaves_the_hop_limit_to_the_host() {
-    let others = [&[0, 0, 0, 0][..], &[5, 0, 0, 0], &[4, 0, 0, 1], &[4, 1, 0, 0], &[4, 0, 0], &[]];
+    let mut reserved = message(4);
+    reserved[3] = 1;
+    let long_initiation = [message(1), vec![0]].concat();
+    let others = [&message(5)[..], &message(0), &reserved, &long_initiation, &[4, 0, 0, 0], &[4, 0, 0], &[]];
     for payload in others {
         for packet in udp_packets(1, payload) {
             assert_eq!(outside_hop_limit(&packet), Some(None), "{payload:?}");
         }
     }
-    let [mut four, mut six] = udp_packets(1, &[4, 0, 0, 0]);
+    let [mut four, mut six] = udp_packets(1, &message(4));
     (four[9], six[6]) = (6, 6);
     assert_eq!(outside_hop_limit(&four), Some(None), "not UDP");
     assert_eq!(outside_hop_limit(&six), Some(None), "not UDP");
@@ -260,10 +279,10 @@ fn any_other_packet_leaves_the_hop_limit_to_the_host() {
 #[test]
 fn of_a_fragmented_message_the_first_fragment_counts() {
     for (offset, expected) in [(0u16, None), (1, Some(None))] {
-        let [mut four, six] = udp_packets(16, &[4, 0, 0, 0]);
+        let [mut four, six] = udp_packets(16, &message(4));
         four[6..8].copy_from_slice(&(0x2000 | offset).to_be_bytes());
         assert_eq!(outside_hop_limit(&four), expected);
-        let mut fragment = v6(0, 20);
+        let mut fragment = v6(0, 48);
         (fragment[6], fragment[7]) = (44, 16);
         fragment[40] = 17;
         fragment[42..44].copy_from_slice(&(offset << 3 | 1).to_be_bytes());

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use adit_proto::cookie::CookieJar;
 use adit_proto::endpoint::Endpoint;
 use adit_proto::engine::{Engine, EngineConfig, Random};
-use adit_proto::event::{AllowedIpChange, Command, Event, Notice, Output, PeerStatus, PeerUpdate};
+use adit_proto::event::{AllowedIpChange, Command, Event, Notice, Output, PeerStatus, PeerUpdate, Timestamps};
 use adit_proto::forward::{Departure, Forwarding};
 use adit_proto::handshake::{AwaitingResponse, Identity, OpenedInitiation};
 use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
@@ -156,7 +156,7 @@ impl Pair {
         match forwarding.depart(self.clock.now, &header) {
             Departure::Seal(keypair, destination) => {
                 let mut padded = packet.to_vec();
-                padded.resize(forwarding.padded_len(packet.len()), 0);
+                padded.resize(forwarding.padding().padded_len(packet.len()), 0);
                 let message = seal_with(&keypair, &padded);
                 forwarding.sent(self.clock.now, &keypair, 1, message.len() as u64, &mut notices);
                 self.put_on_wire(n, destination, message);
@@ -189,6 +189,11 @@ impl Pair {
 
     pub fn status(&self, n: usize) -> PeerStatus {
         self.hosts[n].engine.peers(self.clock.now).remove(0)
+    }
+
+    /// Hands the timestamps of an earlier run to host `n`.
+    pub fn resume(&mut self, n: usize, timestamps: Timestamps) {
+        self.change_peer(n, |peer| peer.timestamps = timestamps);
     }
 
     /// Where host `n` believes the other to be.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use adit_proto::engine::{Engine, EngineConfig};
-use adit_proto::event::{Command, Output, PeerUpdate};
+use adit_proto::event::{Command, Event, Output, PeerUpdate, Timestamps};
 use adit_proto::handshake::Identity;
 use adit_proto::key::{PresharedKey, StaticSecret};
 use adit_proto::keypair::REKEY_AFTER_BLOCKS;
@@ -207,22 +207,54 @@ fn r28_a_wall_clock_that_was_in_the_far_future_once_does_not_lock_us_out() {
         assert_eq!(pair.dropped(1, DropReason::StaleTimestamp), 0);
 
         // A restart forgets that, unless the program hands the timestamp on.
-        let last = pair.hosts[0].engine.last_timestamp();
+        let timestamps = pair.status(0).timestamps;
         pair.restart(0);
         pair.initiate(0);
         pair.drive();
         assert_eq!(pair.dropped(1, DropReason::StaleTimestamp), 1);
         pair.restart(0);
-        pair.hosts[0].engine.resume_timestamps(last);
+        pair.resume(0, timestamps);
         pair.skip(secs(6));
         pair.assert_works();
     }
 }
 
 #[test]
+fn a_restarted_responder_that_kept_its_timestamps_refuses_a_recorded_initiation() {
+    for keeps in [false, true] {
+        let mut pair = Pair::new(Suite::Aes256Gcm);
+        pair.establish();
+        let recorded = pair.seen.iter().find(|seen| seen.bytes.len() == INITIATION_LEN).unwrap().bytes.clone();
+        let timestamps = pair.status(1).timestamps;
+        pair.restart(1);
+        if keeps {
+            pair.resume(1, timestamps);
+        }
+        let before = pair.seen.len();
+        pair.receive(1, elsewhere(), &recorded);
+        assert_eq!(pair.dropped(1, DropReason::StaleTimestamp), u64::from(keeps));
+        assert_eq!(pair.seen.len() > before, !keeps, "it is answered only by one who forgot");
+        assert_eq!(pair.believed_endpoint(1) == elsewhere(), !keeps);
+    }
+}
+
+#[test]
+fn keepalives_each_second_do_not_keep_a_dead_handshake_from_giving_up() {
+    let mut pair = Pair::new(Suite::ChaCha20Poly1305);
+    pair.cut = true;
+    pair.change_peer(0, |peer| peer.persistent_keepalive_secs = Some(1));
+    pair.advance(secs(110));
+    let gave_up = |event: &Event| matches!(event, Event::HandshakeGaveUp { .. });
+    assert!(pair.hosts[0].events.iter().any(gave_up), "{:?}", pair.hosts[0].events);
+    let silent = |event: &Event| matches!(event, Event::EndpointSilent { .. });
+    assert!(pair.hosts[0].events.iter().any(silent));
+}
+
+#[test]
 fn r28_the_end_of_time_makes_no_initiation_panic() {
     let mut pair = Pair::new(Suite::ChaCha20Poly1305);
-    pair.hosts[0].engine.resume_timestamps(Tai64n::from_bytes([0xff; 12]));
+    let sent = Some(Tai64n::from_bytes([0xff; 12]));
+    pair.resume(0, Timestamps { sent, received: None });
     pair.clock.wall = UnixTime { secs: u64::MAX, nanos: u32::MAX };
     pair.initiate(0);
     assert_eq!(pair.seen.last().unwrap().bytes.len(), INITIATION_LEN);

@@ -29,6 +29,8 @@ pub(super) enum Request {
 
 /// The thread looks at its timers at least this often: a timed wait does not see time pass in suspend.
 const MAX_SLEEP: Duration = Duration::from_secs(5);
+/// Notices taken in before timers and handshake messages get their turn.
+const NOTICES_PER_TURN: usize = 256;
 /// Handshake messages taken in before anything else gets its turn.
 const HANDSHAKES_PER_TURN: usize = 32;
 
@@ -108,7 +110,8 @@ impl EngineThread {
                 return false;
             }
         }
-        while let Ok(notice) = self.inbox.notices.try_recv() {
+        for _ in 0..NOTICES_PER_TURN {
+            let Ok(notice) = self.inbox.notices.try_recv() else { break };
             self.engine.handle_notice(clock(), notice);
             self.act();
         }
@@ -151,7 +154,7 @@ impl EngineThread {
                     let report = self.port.send(&[Transmit {
                         endpoint: &transmit.endpoint,
                         ecn: transmit.ecn,
-                        hop_limit: None,
+                        hop_limit: transmit.hop_limit,
                         segment_size: transmit.contents.len(),
                         contents: &transmit.contents,
                     }]);

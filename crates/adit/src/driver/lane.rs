@@ -10,6 +10,7 @@
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use adit_io::carrier::{Family, Port, ReceiveBatch};
 use adit_io::poll::{Poller, Waker};
@@ -91,6 +92,8 @@ pub(super) struct Lane {
     incoming: ReceiveBatch,
     coalescer: Coalescer,
     truncated: u64,
+    /// What each socket has said it dropped, IPv4 and IPv6.
+    overflow: [u32; 2],
     unreachable_budget: UnreachableBudget,
 }
 
@@ -131,6 +134,7 @@ impl Lane {
             incoming: ReceiveBatch::new(RECEIVE_SLOTS),
             coalescer,
             truncated: 0,
+            overflow: [0; 2],
             unreachable_budget: UnreachableBudget::default(),
         };
         lane.watch_port()?;
@@ -144,7 +148,7 @@ impl Lane {
             Ok(None) => return,
             Err(error) => DriverEvent::Failed(format!("a lane stopped: {error}")),
         };
-        let _ = self.events.send(event);
+        let _ = self.events.send_timeout(event, Duration::from_secs(5));
     }
 
     fn turn_until_end(&mut self) -> io::Result<Option<DriverEvent>> {
@@ -274,6 +278,7 @@ impl Lane {
             if slots == 0 {
                 return Ok(false);
             }
+            self.count_overflow(family);
             let now = clock::now();
             self.open_incoming(now);
             let report = self.coalescer.flush(&mut self.tun, self.incoming.memory());
@@ -309,6 +314,21 @@ impl Lane {
         self.truncated = truncated;
     }
 
+    /// A socket that never dropped anything says nothing, which reads as 0.
+    fn count_overflow(&mut self, family: Family) {
+        let [v4, v6] = &mut self.overflow;
+        let before = match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        };
+        let dropped = self.incoming.overflow();
+        if dropped != 0 && dropped != *before {
+            let new = dropped.wrapping_sub(*before);
+            self.forwarding.drops.add(DropReason::ReceiveOverflow, u64::from(new));
+            *before = dropped;
+        }
+    }
+
     fn follow_link(&mut self) {
         let Some(link) = &mut self.link else { return };
         loop {
@@ -335,6 +355,7 @@ impl Lane {
             match order {
                 Order::UsePort(port) => {
                     self.port = port;
+                    self.overflow = [0; 2];
                     self.watch_port()?;
                 }
                 Order::Mark(fwmark) => self.port.set_fwmark(fwmark)?,

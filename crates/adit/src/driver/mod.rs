@@ -96,12 +96,13 @@ impl Driver {
         let (mailbox, inbox) = mailbox::mailbox();
         let requests = mailbox.requests.clone();
         let (engine, lanes) = EngineThread::new(config, mailbox, inbox, events_out)?;
-        let mut threads = Vec::new();
+        let start = |name: String| std::thread::Builder::new().name(name);
+        let engine = start("engine".into()).spawn(|| engine.run())?;
+        let mut driver = Self { requests, events, threads: vec![engine] };
         for (number, lane) in lanes.into_iter().enumerate() {
-            threads.push(std::thread::Builder::new().name(format!("lane-{number}")).spawn(|| lane.run())?);
+            driver.threads.push(start(format!("lane-{number}")).spawn(|| lane.run())?);
         }
-        threads.push(std::thread::Builder::new().name("engine".into()).spawn(|| engine.run())?);
-        Ok(Self { requests, events, threads })
+        Ok(driver)
     }
 
     /// Changes the configuration; returns when every change is in effect.

@@ -18,8 +18,9 @@ const OVERHEAD: usize = 32;
 const HEADER: usize = 16;
 /// The batch is sent when it holds this much: a few of the largest runs the kernel takes in one call.
 const FULL: usize = 256 * 1024;
-/// Room for one more superpacket with the overhead of its segments, however small they are.
-const SLACK: usize = 192 * 1024;
+/// Room for one more superpacket with the headers and overhead of its segments, at the smallest segment size that Linux
+/// accepts for TCP (48 bytes with options).
+const SLACK: usize = 256 * 1024;
 /// The kernel segments at most this many datagrams of one run (UDP_MAX_SEGMENTS before Linux 6.9).
 const MAX_RUN: usize = 64;
 /// The largest UDP payload over IPv4.
@@ -74,7 +75,8 @@ impl Outgoing {
     ) {
         let mut segments = inside.segments(buffer);
         let count = segments.count();
-        let padded = forwarding.padded_len(segments.stride());
+        let padding = forwarding.padding();
+        let padded = padding.padded_len(segments.stride());
         let worst = count * (padded + OVERHEAD);
         if self.len + worst > self.bytes.len() {
             forwarding.drops.add(DropReason::TooBig, count as u64);
@@ -93,7 +95,7 @@ impl Outgoing {
         for counter in (first..).take(count) {
             let message = &mut self.bytes[self.len..];
             let Some(len) = segments.next(&mut message[HEADER..]) else { break };
-            let padded = forwarding.padded_len(len);
+            let padded = padding.padded_len(len);
             message[HEADER + len..HEADER + padded].fill(0);
             if keypair.seal(counter, &mut message[..padded + OVERHEAD]).is_none() {
                 forwarding.drops.count(DropReason::KeyExhausted);

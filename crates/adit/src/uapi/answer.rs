@@ -74,6 +74,7 @@ fn key_line(text: &mut String, key: &str, bytes: &[u8; 32]) {
 
 #[cfg(test)]
 mod tests {
+    use adit_proto::event::Timestamps;
     use adit_proto::endpoint::Endpoint;
     use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
     use adit_proto::time::UnixTime;
@@ -102,6 +103,7 @@ mod tests {
             allowed_ips: vec!["10.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()],
             last_handshake: Some(UnixTime { secs: 1_700_000_000, nanos: 5 }),
             last_handshake_at: None,
+            timestamps: Timestamps::default(),
             rx_bytes: 7,
             tx_bytes: 8,
             has_session: true,
