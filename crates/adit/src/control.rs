@@ -15,9 +15,10 @@ use std::time::Duration;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
+use crate::daemon::PidFile;
 use crate::home::Home;
 use crate::socket::{Patience, PrivateSocket, Requests, SocketError, answer as send};
-use crate::status::Report;
+use crate::status::{Report, Role};
 
 /// The version of the requests and answers.
 pub const SCHEMA: u32 = 1;
@@ -139,6 +140,19 @@ pub fn interfaces(home: &Home) -> io::Result<Vec<String>> {
     names_with(&home.run_dir, ".sock")
 }
 
+/// The interfaces of `home` that a process has (or had, when it was killed), in order; a process that
+/// is starting or ending has no control socket.
+///
+/// # Errors
+/// The directory may not be read.
+pub fn held(home: &Home) -> io::Result<Vec<String>> {
+    let mut names = names_with(&home.run_dir, ".pid")?;
+    names.extend(interfaces(home)?);
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
 /// The interfaces of `home` that left a journal, in order.
 ///
 /// # Errors
@@ -250,11 +264,26 @@ pub fn request(home: &Home, interface: &str, verb: Verb) -> Result<Answer, Contr
     }
 }
 
-/// Tells the gateway of `home` behind `interface` to read its configuration again; `None` when none runs.
+/// Tells the gateway of `home` behind `interface` to read its configuration again; `None` when no gateway
+/// runs there.
 ///
 /// # Errors
 /// [`ControlError`].
 pub fn reload(home: &Home, interface: &str) -> Result<Option<Changes>, ControlError> {
+    match request(home, interface, Verb::Status) {
+        Ok(Answer::Status(report)) if report.role == Role::Client => return Ok(None),
+        Err(ControlError::NotRunning { path }) => {
+            return match PidFile::holder(&pid_path(home, interface)) {
+                None => Ok(None),
+                Some(pid) => Err(ControlError::NoAnswer {
+                    path,
+                    reason: format!("process {pid} runs, but nobody listens"),
+                }),
+            };
+        }
+        // What it cannot tell about itself, it may still do.
+        _ => {}
+    }
     match request(home, interface, Verb::Reload) {
         Ok(Answer::Reloaded(changes)) => Ok(Some(changes)),
         Ok(other) => {
@@ -331,11 +360,22 @@ mod tests {
         assert!(reload(&home, "adit7").unwrap().is_none());
         let _socket = serve(&home);
         assert_eq!(interfaces(&home).unwrap(), ["adit7"]);
+        assert_eq!(held(&home).unwrap(), ["adit7"]);
         assert_eq!(reload(&home, "adit7").unwrap(), Some(changes()));
         assert_eq!(request(&home, "adit7", Verb::Down).unwrap(), Answer::Stopping);
         assert!(
             matches!(request(&home, "adit7", Verb::Status), Err(ControlError::Refused(reason)) if reason == "not today")
         );
+    }
+
+    #[test]
+    fn a_process_that_runs_without_a_socket_is_not_taken_for_none() {
+        let (_directory, home) = home();
+        let pid_file = PidFile::lock(&pid_path(&home, "adit7")).unwrap();
+        assert_eq!(held(&home).unwrap(), ["adit7"]);
+        assert!(matches!(reload(&home, "adit7"), Err(ControlError::NoAnswer { .. })));
+        drop(pid_file);
+        assert!(reload(&home, "adit7").unwrap().is_none());
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 
 use adit_proto::suite::Suite;
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde_json::{Value, json};
 
@@ -119,7 +119,9 @@ pub fn add(home: &Home, args: &AddArgs, layers: &Layers) -> anyhow::Result<ExitC
             eprintln!("it uses chacha20-poly1305, which adit and every WireGuard app speak")
         }
     }
-    tell_gateway(home, &config);
+    for failure in tell_gateways(home) {
+        eprintln!("warning: {failure}, so {} cannot connect to it yet", args.name);
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -184,16 +186,23 @@ pub fn show(home: &Home, name: &PeerName, json: bool, layers: &Layers) -> anyhow
 /// Removes a peer; a running gateway cuts its sessions.
 ///
 /// # Errors
-/// There is no such peer, or the file cannot be changed.
+/// There is no such peer, the file cannot be changed, or a running gateway may still let the peer in.
 pub fn remove(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Result<ExitCode> {
     let config = Config::load(home, layers)?;
     if !config.peers.iter().any(|peer| peer.name == *name) {
         return Err(unknown(&config, name));
     }
     remove_from_file(home, name)?;
-    eprintln!("removed peer {name}; its file and key are worth nothing now");
-    tell_gateway(home, &config);
-    Ok(ExitCode::SUCCESS)
+    let failures = tell_gateways(home);
+    if failures.is_empty() {
+        eprintln!("removed peer {name}; its file and key are worth nothing now");
+        return Ok(ExitCode::SUCCESS);
+    }
+    bail!(
+        "peer {name} is removed from {}, but it may still connect: {}; restart that gateway",
+        home.config_file().display(),
+        failures.join("; ")
+    )
 }
 
 /// The suite for a peer nobody chose one for.
@@ -252,12 +261,24 @@ fn remove_from_file(home: &Home, name: &PeerName) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn tell_gateway(home: &Home, config: &Config) {
-    match control::reload(home, config.gateway.interface.as_str()) {
-        Ok(Some(changes)) => eprintln!("the running gateway has it: {changes}"),
-        Ok(None) => {}
-        Err(error) => eprintln!("the file is changed, but the running gateway did not take it: {error}"),
+/// Lets every running gateway of `home` read its file again, whatever name a flag gave its interface;
+/// returns what went wrong.
+fn tell_gateways(home: &Home) -> Vec<String> {
+    let interfaces = match control::held(home) {
+        Ok(interfaces) => interfaces,
+        Err(error) => {
+            return vec![format!("cannot see in {} which gateways run: {error}", home.run_dir.display())];
+        }
+    };
+    let mut failures = Vec::new();
+    for interface in interfaces {
+        match control::reload(home, &interface) {
+            Ok(Some(changes)) => eprintln!("the running gateway {interface} has it: {changes}"),
+            Ok(None) => {}
+            Err(error) => failures.push(format!("the running gateway {interface} did not take it: {error}")),
+        }
     }
+    failures
 }
 
 fn unknown(config: &Config, name: &PeerName) -> anyhow::Error {
