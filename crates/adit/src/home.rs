@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::private_file;
+use crate::privilege::quote_path;
 
 /// The directories of one instance; several instances live on one host with a home each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +59,7 @@ impl Home {
 
     /// ` --home DIR` for a command that a person is told to run, or nothing for the home of the system.
     pub fn flag(&self) -> String {
-        self.chosen.as_ref().map(|directory| format!(" --home {}", directory.display())).unwrap_or_default()
+        self.chosen.as_ref().map(|directory| format!(" --home {}", quote_path(directory))).unwrap_or_default()
     }
 }
 

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use zeroize::Zeroizing;
 
+use crate::privilege::{self, quote_path as quote};
+
 /// The largest file that is read.
 pub const MAX_BYTES: u64 = 16 << 20;
 
@@ -55,9 +57,9 @@ impl ReadError {
     pub fn fix(&self) -> String {
         match self {
             Self::Missing(_) => "check the name of the file".to_owned(),
-            Self::Exposed { path, .. } => format!("run `chmod 600 {}`", path.display()),
+            Self::Exposed { path, .. } => format!("run `chmod 600 {}`", quote(path)),
             Self::Foreign { path, .. } => {
-                format!("look into it, and if it is right run `chown root: {}`", path.display())
+                format!("look into it, and if it is right run `chown root: {}`", quote(path))
             }
             Self::NotAFile(_) | Self::TooLarge(_) => "name the configuration file itself".to_owned(),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
@@ -86,7 +88,7 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, ReadError> {
             return Err(ReadError::Exposed { path: path.to_owned(), mode });
         }
         let owner = metadata.uid();
-        if owner != 0 && Some(owner) != crate::privilege::user_id() {
+        if owner != 0 && Some(owner) != privilege::user_id() && Some(owner) != privilege::sudo_user_id() {
             return Err(ReadError::Foreign { path: path.to_owned(), owner });
         }
     } else if kind.is_dir() {
@@ -150,9 +152,10 @@ pub fn create_directory(path: &Path) -> anyhow::Result<()> {
     let sticky = mode & 0o1000 != 0;
     if mode & 0o022 != 0 && !sticky {
         bail!(
-            "others may change what is in {0} (mode {1:04o}); run `chmod 700 {0}`",
+            "others may change what is in {} (mode {:04o}); run `chmod 700 {}`",
             path.display(),
-            mode & 0o7777
+            mode & 0o7777,
+            quote(path)
         );
     }
     Ok(())
@@ -174,19 +177,21 @@ pub fn lock(path: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// When stdout is a file of ours that others may read, takes their access away before a key goes in.
+/// When stdout is a file that others may read, takes their access away before a key goes in. Below sudo
+/// the file belongs to who called sudo, and root protects it all the same.
 ///
 /// # Errors
 /// The system refused.
 pub fn protect_stdout() -> anyhow::Result<()> {
     let stdout = File::from(io::stdout().as_fd().try_clone_to_owned().context("stdout is closed")?);
     let metadata = stdout.metadata().context("cannot look at stdout")?;
-    let ours = crate::privilege::user_id() == Some(metadata.uid());
+    let user = privilege::user_id();
+    let ours = user == Some(0) || user == Some(metadata.uid());
     if metadata.file_type().is_file() && metadata.mode() & 0o077 != 0 && ours {
         stdout
             .set_permissions(fs::Permissions::from_mode(0o600))
             .context("cannot make the output file private")?;
-        eprintln!("note: the output holds a key, so only you may read the file now (mode 0600)");
+        eprintln!("note: the output holds a key, so only its owner may read the file now (mode 0600)");
     }
     Ok(())
 }
@@ -229,6 +234,8 @@ mod tests {
             assert!(matches!(error, ReadError::Exposed { .. }), "{mode:o}: {error}");
             assert_eq!(error.fix(), format!("run `chmod 600 {}`", path.display()));
         }
+        let spaced = ReadError::Exposed { path: "/a b".into(), mode: 0o644 };
+        assert_eq!(spaced.fix(), "run `chmod 600 '/a b'`");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Who we are and what we may do.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::bail;
 
@@ -12,6 +13,11 @@ pub fn user_id() -> Option<u32> {
     status_field("Uid:")?.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// The user who called sudo, when root does something for somebody.
+pub fn sudo_user_id() -> Option<u32> {
+    (user_id() == Some(0)).then(|| std::env::var("SUDO_UID").ok()?.parse().ok()).flatten()
+}
+
 /// Refuses to go on when this process may not configure the network.
 ///
 /// # Errors
@@ -21,9 +27,13 @@ pub fn require_root(verb: &str) -> anyhow::Result<()> {
         return Ok(());
     }
     let line = std::env::args().skip(1).map(|word| quote(&word)).collect::<Vec<_>>().join(" ");
-    bail!(
-        "`adit {verb}` makes a network interface and routes, which only root may do; run `sudo adit {line}`"
-    )
+    let does = match verb {
+        "down" => "removes a network interface and its routes",
+        "gateway" => "makes a network interface, routes and firewall rules",
+        "demo" => "makes network namespaces",
+        _ => "makes a network interface and routes",
+    };
+    bail!("`adit {verb}` {does}, which only root may do; run `sudo adit {line}`")
 }
 
 /// Whether this process may configure the network of its namespace.
@@ -36,6 +46,11 @@ pub fn may_configure_network() -> bool {
 fn status_field(name: &str) -> Option<String> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     status.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned)
+}
+
+/// A path as a word of a command that a person is told to run.
+pub fn quote_path(path: &Path) -> String {
+    quote(&path.to_string_lossy())
 }
 
 fn quote(word: &str) -> String {
