@@ -98,12 +98,7 @@ const LIVE: &[&str] = &[
 ];
 
 impl Gateway {
-    fn open(
-        home: &Home,
-        layers: &Layers,
-        config: Config,
-        signals: Receiver<Signal>,
-    ) -> anyhow::Result<Self> {
+    fn open(home: &Home, layers: &Layers, config: Config, signals: Receiver<Signal>) -> anyhow::Result<Self> {
         let interface = config.gateway.interface.to_string();
         let journal = control::journal_path(home, &interface);
         // What a killed gateway left is taken over by `adit_host::apply`, so that connections through it live on.
