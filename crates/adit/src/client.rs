@@ -13,12 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use adit_host::{ClientHost, Guard, Plan, RouteTable};
+use adit_host::{ClientHost, Firewall, Fwmark, Guard, Plan, RouteTable};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
 use adit_proto::key::PublicKey;
 use anyhow::{Context, anyhow, bail};
+use ipnet::IpNet;
 
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
 use crate::config::{InterfaceName, Mtu};
@@ -27,7 +28,7 @@ use crate::daemon::{self, PidFile, Readiness, Start};
 use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::endpoint;
-use crate::gateway::prefix_of;
+use crate::gateway::{IPV6_OFF, prefix_of};
 use crate::home::Home;
 use crate::instance::{Instance, Wake};
 use crate::log::LogOptions;
@@ -53,10 +54,10 @@ pub struct UpOptions {
 /// # Errors
 /// The file is wrong, a name does not resolve, or the host refuses; nothing is left behind then.
 pub fn up(home: &Home, options: &UpOptions) -> anyhow::Result<ExitCode> {
+    privilege::require_root("up")?;
     let interface = interface_of(&options.file)?;
     let hooks = if options.allow_hooks { Hooks::Allowed } else { Hooks::Refused };
     let file = WgQuick::load(&options.file, hooks)?;
-    privilege::require_root("up")?;
     home.create()?;
     let mut log = options.log.clone().rooted();
     if !options.foreground && log.file.is_none() {
@@ -119,7 +120,6 @@ struct Reached {
 
 impl Client {
     fn open(home: &Home, interface: &str, file: WgQuick, readiness: &Readiness) -> anyhow::Result<Self> {
-        daemon::forbid_core_dumps();
         let signals = daemon::signals()?;
         let pid_file = PidFile::lock(&control::pid_path(home, interface))?;
         let journal = control::journal_path(home, interface);
@@ -128,10 +128,14 @@ impl Client {
         if file.interface.save_config {
             readiness.warn("SaveConfig is passed over: adit never writes to the file");
         }
+        let ipv6 = adit_host::ipv6_enabled();
+        if !ipv6 && networks_of(&file).any(|net| net.addr().is_ipv6()) {
+            readiness.warn(&format!("{IPV6_OFF}; the tunnel carries IPv4 only"));
+        }
         let reached = resolve_all(&file.peers)?;
         hook::run(&file.interface.hooks, HookTime::PreUp, interface)?;
 
-        let (plan, fwmark) = plan(interface, &file, &reached)?;
+        let (plan, fwmark) = plan(interface, &file, &reached, ipv6)?;
         let tun = Tun::create(&TunConfig {
             name: Some(interface.to_owned()),
             queues: driver::lanes_auto(),
@@ -234,37 +238,55 @@ fn resolve_all(peers: &[PeerSection]) -> anyhow::Result<Vec<Reached>> {
 }
 
 /// The plan, and the mark that keeps our own packets out of the tunnel (0 when nothing would capture them).
-fn plan(interface: &str, file: &WgQuick, reached: &[Reached]) -> anyhow::Result<(Plan, u32)> {
+fn plan(interface: &str, file: &WgQuick, reached: &[Reached], ipv6: bool) -> anyhow::Result<(Plan, u32)> {
     let section = &file.interface;
     let chosen = section.fwmark.and_then(NonZeroU32::new);
-    let fwmark = match chosen {
-        Some(mark) => mark,
-        None => NonZeroU32::new(adit_host::find_free_table(FIRST_TABLE)?).context("table 0 is no table")?,
-    };
+    // A mark may be any number, a table may not: 253 to 255 are those of the system.
+    let first_table = chosen.map_or(FIRST_TABLE, NonZeroU32::get);
+    let table = NonZeroU32::new(adit_host::find_free_table(first_table)?).context("table 0 is no table")?;
+    let fwmark = chosen.unwrap_or(table);
+    let carried = |net: &&IpNet| ipv6 || net.addr().is_ipv4();
     let endpoints: Vec<IpAddr> = reached.iter().flat_map(|it| &it.known).map(SocketAddr::ip).collect();
     let in_use: Vec<IpAddr> = reached.iter().map(|it| it.current.ip()).collect();
     let mtu_bytes = match section.mtu {
         Mtu::Bytes(bytes) => bytes.into(),
         Mtu::Auto => adit_host::auto_mtu(&in_use, fwmark.get())?,
     };
-    let plan = adit_host::client_plan(&ClientHost {
+    let mut plan = adit_host::client_plan(&ClientHost {
         link: interface.to_owned(),
-        addresses: section.addresses.clone(),
+        addresses: section.addresses.iter().filter(carried).copied().collect(),
         mtu_bytes,
-        allowed_ips: file.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect(),
+        allowed_ips: file.peers.iter().flat_map(|peer| &peer.allowed_ips).filter(carried).copied().collect(),
         table: match section.table {
             Table::Auto => RouteTable::Auto,
             Table::Off => RouteTable::Off,
             Table::Number(table) => RouteTable::Number(table),
         },
-        fwmark,
+        fwmark: table,
         rule_priority: adit_host::find_free_priority(2)?,
         dns_servers: section.dns.clone(),
         dns_search: section.search_domains.clone(),
         endpoints,
     });
+    mark_with(&mut plan, fwmark.get());
     let needed = chosen.is_some() || !plan.rules.is_empty();
     Ok((plan, if needed { fwmark.get() } else { 0 }))
+}
+
+/// The plan takes the number of its table for a mark; the user may have chosen another.
+fn mark_with(plan: &mut Plan, mark: u32) {
+    for rule in plan.rules.iter_mut().filter(|rule| rule.fwmark.is_some()) {
+        rule.fwmark = Some(Fwmark::from(mark));
+    }
+    for firewall in &mut plan.firewalls {
+        if let Firewall::Client(firewall) = firewall {
+            firewall.fwmark = mark;
+        }
+    }
+}
+
+fn networks_of(file: &WgQuick) -> impl Iterator<Item = &IpNet> {
+    file.interface.addresses.iter().chain(file.peers.iter().flat_map(|peer| &peer.allowed_ips))
 }
 
 /// wg-quick's first choice.
@@ -289,7 +311,7 @@ fn introduction(file: &WgQuick, reached: &[Reached]) -> Vec<Command> {
 
 fn describe(instance: &mut Instance, file: &WgQuick, plan: &Plan, reached: &[Reached]) {
     instance.mtu_bytes = plan.links.iter().find_map(|link| link.mtu_bytes).unwrap_or_default();
-    instance.addresses = file.interface.addresses.iter().map(ToString::to_string).collect();
+    instance.addresses = plan.addresses.iter().map(|it| it.address.to_string()).collect();
     let names = file.peers.iter().map(|peer| (peer.public_key, peer.name.as_ref().map(ToString::to_string)));
     instance.name_peers(names);
     for peer in &file.peers {
@@ -396,12 +418,46 @@ mod tests {
         assert!(the_only_one(&home).unwrap_err().to_string().contains("a, b"));
     }
 
+    fn file(settings: &str, peer_settings: &str) -> WgQuick {
+        let text = format!(
+            "[Interface]\nPrivateKey = eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\n{settings}\n[Peer]\n\
+             PublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\n{peer_settings}\n"
+        );
+        WgQuick::parse(&crate::config::Source::new("x.conf", &text), Hooks::Refused).unwrap()
+    }
+
+    const FULL: &str = "AllowedIPs = 0.0.0.0/0, ::/0";
+
+    #[test]
+    fn no_mark_makes_a_table_of_the_system_the_one_of_the_tunnel() {
+        for mark in [253, 254, 255, 4242, 0] {
+            let file = file(&format!("Address = 10.9.0.2/32\nMTU = 1420\nFwMark = {mark}"), FULL);
+            let (plan, used) = plan("x", &file, &[], true).unwrap();
+            assert!(mark == 0 || used == mark);
+            assert!(plan.routes.iter().all(|route| !matches!(route.table, 0 | 253..=255)), "{plan}");
+            let marks: Vec<_> = plan.rules.iter().filter_map(|rule| Some(rule.fwmark?.mark)).collect();
+            assert_eq!(marks, [used, used], "one rule of each family");
+            assert!(
+                matches!(plan.firewalls.as_slice(), [Firewall::Client(it)] if it.fwmark == used),
+                "{plan}"
+            );
+        }
+    }
+
+    #[test]
+    fn without_ipv6_only_the_rest_of_the_plan_is_made() {
+        let file = file("Address = 10.9.0.2/32, fd00:9::2/128\nMTU = 1420", FULL);
+        let [with, without] = [true, false].map(|ipv6| plan("x", &file, &[], ipv6).unwrap().0);
+        let sizes = |plan: &Plan| (plan.addresses.len(), plan.routes.len(), plan.rules.len());
+        assert_eq!((sizes(&with), sizes(&without)), ((2, 2, 4), (1, 1, 2)));
+        assert!(without.addresses.iter().all(|it| it.address.addr().is_ipv4()));
+        assert!(without.routes.iter().all(|it| it.destination.addr().is_ipv4()));
+        assert!(without.rules.iter().all(|it| it.family == adit_host::Family::Ipv4));
+    }
+
     #[test]
     fn a_silent_gateway_is_explained() {
-        let text = "[Interface]\nPrivateKey = eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\n\
-                    [Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nEndpoint = vpn.example.org:4500\n";
-        let source = crate::config::Source::new("x.conf", text);
-        let file = WgQuick::parse(&source, Hooks::Refused).unwrap();
+        let file = file("", "Endpoint = vpn.example.org:4500");
         let advice = no_answer(&file.peers[0]);
         for part in ["vpn.example.org:4500", "UDP port 4500", "chacha20-poly1305"] {
             assert!(advice.contains(part), "{advice}");
