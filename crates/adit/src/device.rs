@@ -1,5 +1,6 @@
 //! Before and after a tunnel device: leftovers of a killed process, names that are taken, errors for people.
 
+use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -29,12 +30,39 @@ pub fn clean_up_after(journal: &Path) -> anyhow::Result<Report> {
 /// It is taken, or the system does not say.
 pub fn refuse_existing(interface: &str) -> anyhow::Result<()> {
     if adit_host::link_exists(interface)? {
-        bail!(
-            "there is an interface {interface} already and it is not ours; remove it with \
-             `ip link delete {interface}`, or choose another name"
-        );
+        let other_name = "choose another name (`--interface NAME` for a gateway, NAME.conf for a tunnel)";
+        match holder(interface) {
+            Some((pid, program)) => bail!(
+                "there is an interface {interface} already: process {pid} ({program}) runs it; {other_name}, \
+                 or end that process"
+            ),
+            None => bail!(
+                "there is an interface {interface} already and it is not ours; {other_name}; if nothing needs \
+                 it, remove it with `ip link delete {interface}`"
+            ),
+        }
     }
     Ok(())
+}
+
+/// The process of this network namespace that has the TUN device open, and its program
+/// (`/proc/PID/fdinfo`, `tun_chr_show_fdinfo`).
+fn holder(interface: &str) -> Option<(u32, String)> {
+    let here = fs::read_link("/proc/self/ns/net").ok()?;
+    let line = format!("iff:\t{interface}");
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let process = entry.path();
+        if fs::read_link(process.join("ns/net")).ok()? != here {
+            return None;
+        }
+        let has = |file: &fs::DirEntry| {
+            fs::read_to_string(file.path()).is_ok_and(|info| info.lines().any(|it| it.trim_end() == line))
+        };
+        fs::read_dir(process.join("fdinfo")).ok()?.flatten().find(has)?;
+        let program = fs::read_to_string(process.join("comm")).unwrap_or_default();
+        Some((pid, program.trim().to_owned()))
+    })
 }
 
 /// Starts the driver, saying which port was the trouble when one was.
