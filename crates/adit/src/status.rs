@@ -1,12 +1,14 @@
 //! How the instances of a home are: a page for people, JSON for programs.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
 use crate::control::{self, Answer, ControlError, Verb};
+use crate::daemon::PidFile;
 use crate::home::Home;
 
 /// What an instance does.
@@ -80,31 +82,40 @@ struct One<'a> {
     schema: u32,
     #[serde(flatten)]
     report: &'a Report,
+    killed: &'a [String],
 }
 
 #[derive(Serialize)]
 struct Several<'a> {
     schema: u32,
     instances: &'a [Report],
+    killed: &'a [String],
 }
 
 /// `adit status`: every instance of `home`, or the one of `interface`. One instance is one JSON object;
-/// none or several are listed under `instances`.
+/// none or several are listed under `instances`. Both have under `killed` the interfaces whose process ended
+/// without putting the host back.
 ///
 /// # Errors
 /// An instance does not answer.
 pub fn run(home: &Home, interface: Option<&str>, json: bool) -> anyhow::Result<ExitCode> {
     let reports = collect(home, interface)?;
+    let killed = killed(home, interface)?;
     let page = match (json, reports.as_slice()) {
-        (true, [report]) => serde_json::to_string(&One { schema: control::SCHEMA, report })?,
-        (true, instances) => serde_json::to_string(&Several { schema: control::SCHEMA, instances })?,
+        (true, [report]) => serde_json::to_string(&One { schema: control::SCHEMA, report, killed: &killed })?,
+        (true, instances) => {
+            serde_json::to_string(&Several { schema: control::SCHEMA, instances, killed: &killed })?
+        }
+        (false, []) if !killed.is_empty() => killed_lines(home, &killed),
         (false, []) => format!(
             "Nothing is running here.\nStart the gateway with `adit gateway{0}`, or a tunnel with `adit up FILE.conf{0}`.",
             home.flag()
         ),
         (false, reports) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            reports.iter().map(|report| page(report, now)).collect::<Vec<_>>().join("\n")
+            let mut pages: Vec<String> = reports.iter().map(|report| page(report, now)).collect();
+            pages.extend((!killed.is_empty()).then(|| killed_lines(home, &killed)));
+            pages.join("\n")
         }
     };
     crate::print_line(page.trim_end())?;
@@ -118,12 +129,7 @@ pub fn run(home: &Home, interface: Option<&str>, json: bool) -> anyhow::Result<E
 pub fn collect(home: &Home, interface: Option<&str>) -> anyhow::Result<Vec<Report>> {
     let interfaces = match interface {
         Some(interface) => vec![interface.to_owned()],
-        None => control::interfaces(home).map_err(|error| match error.kind() {
-            std::io::ErrorKind::PermissionDenied => {
-                anyhow::anyhow!("{} is for root only; run the same command with sudo", home.run_dir.display())
-            }
-            _ => anyhow::anyhow!("cannot look into {}: {error}", home.run_dir.display()),
-        })?,
+        None => control::interfaces(home).map_err(|error| not_readable(&home.run_dir, &error))?,
     };
     let mut reports = Vec::new();
     for interface in interfaces {
@@ -135,6 +141,31 @@ pub fn collect(home: &Home, interface: Option<&str>) -> anyhow::Result<Vec<Repor
         }
     }
     Ok(reports)
+}
+
+/// The interfaces with a journal that nobody keeps: their process was killed.
+fn killed(home: &Home, interface: Option<&str>) -> anyhow::Result<Vec<String>> {
+    let mut names = control::journals(home).map_err(|error| not_readable(&home.state_dir, &error))?;
+    names.retain(|name| {
+        interface.is_none_or(|asked| asked == name)
+            && PidFile::holder(&control::pid_path(home, name)).is_none()
+    });
+    Ok(names)
+}
+
+fn killed_lines(home: &Home, killed: &[String]) -> String {
+    let line =
+        |name: &String| format!("{name} was killed; `adit down {name}{}` puts the host back\n", home.flag());
+    killed.iter().map(line).collect()
+}
+
+fn not_readable(directory: &Path, error: &std::io::Error) -> anyhow::Error {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            anyhow::anyhow!("{} is for root only; run the same command with sudo", directory.display())
+        }
+        _ => anyhow::anyhow!("cannot look into {}: {error}", directory.display()),
+    }
 }
 
 fn page(report: &Report, now_unix_secs: u64) -> String {
@@ -303,7 +334,7 @@ mod tests {
 
     #[test]
     fn one_instance_is_one_flat_object_with_a_schema() {
-        let text = serde_json::to_string(&One { schema: 1, report: &report() }).unwrap();
+        let text = serde_json::to_string(&One { schema: 1, report: &report(), killed: &[] }).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["schema"], 1);
         assert_eq!(value["role"], "gateway");
@@ -322,6 +353,22 @@ mod tests {
             [0, 1023, 1024, 1 << 30, u64::MAX].map(size),
             ["0 B", "1023 B", "1.0 KiB", "1.0 GiB", "16.0 EiB"]
         );
+    }
+
+    #[test]
+    fn a_journal_without_its_process_is_of_one_that_was_killed() {
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::new(Some(directory.path())).unwrap();
+        home.create().unwrap();
+        for name in ["a", "b"] {
+            std::fs::write(control::journal_path(&home, name), "").unwrap();
+        }
+        let _running = PidFile::lock(&control::pid_path(&home, "b")).unwrap();
+        assert_eq!(killed(&home, None).unwrap(), ["a"]);
+        assert_eq!(killed(&home, Some("a")).unwrap(), ["a"]);
+        assert!(killed(&home, Some("b")).unwrap().is_empty());
+        let lines = killed_lines(&home, &["a".to_owned()]);
+        assert_eq!(lines, format!("a was killed; `adit down a{}` puts the host back\n", home.flag()));
     }
 
     #[test]
