@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 use crate::config::name::InterfaceName;
 use crate::config::{Config, Document, KEYS, Layers, Report, Source, parse_network, parse_network6};
 use crate::endpoint::HostPort;
+use crate::gateway::IPV6_OFF;
 use crate::home::Home;
 use crate::keys;
 use crate::private_file;
@@ -71,7 +72,7 @@ struct Decisions {
     endpoint: (HostPort, String),
     port: (u16, String),
     network: (Ipv4Net, String),
-    network6: (Ipv6Net, String),
+    network6: (Option<Ipv6Net>, String),
     interface: (InterfaceName, String),
 }
 
@@ -97,9 +98,11 @@ impl Decisions {
             None => free_network(&routes()),
         };
         let network6 = match args.network6 {
-            Some(network) => (network, given()),
+            Some(network) => (Some(network), given()),
+            None if !adit_host::ipv6_enabled() => (None, format!("left out: {IPV6_OFF}")),
             None => {
-                (random_network6()?, "random and private (RFC 4193), so it clashes with no other".to_owned())
+                let reason = "random and private (RFC 4193), so it clashes with no other";
+                (Some(random_network6()?), reason.to_owned())
             }
         };
         let interface = match &args.interface {
@@ -115,7 +118,7 @@ impl Decisions {
             "listen" => Some(format!(":{}", self.port.0)),
             "endpoint" => Some(self.endpoint.0.to_string()),
             "network" => Some(self.network.0.to_string()),
-            "network6" => Some(self.network6.0.to_string()),
+            "network6" => self.network6.0.map(|network| network.to_string()),
             _ => None,
         }
     }
@@ -155,7 +158,11 @@ impl Decisions {
             ("endpoint", self.endpoint.0.to_string(), &self.endpoint.1),
             ("listen", format!("UDP port {}", self.port.0), &self.port.1),
             ("network", self.network.0.to_string(), &self.network.1),
-            ("network6", self.network6.0.to_string(), &self.network6.1),
+            (
+                "network6",
+                self.network6.0.map_or("none".to_owned(), |network| network.to_string()),
+                &self.network6.1,
+            ),
             ("interface", self.interface.0.to_string(), &self.interface.1),
         ];
         for (name, value, reason) in lines {
