@@ -54,28 +54,52 @@ impl Document {
         Ok(())
     }
 
-    /// Appends a peer.
+    /// Appends a peer; comments at the end of the file, such as the keys of the last section that keep their
+    /// default, stay above it.
     ///
     /// # Errors
     /// `peer` is not a list of sections.
     pub fn add_peer(&mut self, peer: &Peer) -> anyhow::Result<()> {
-        let peers = self.toml.entry("peer").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
-        let peers = peers.as_array_of_tables_mut().context(
+        self.toml.entry("peer").or_insert_with(|| Item::ArrayOfTables(ArrayOfTables::new()));
+        let is_last = self.toml.iter().last().is_some_and(|(key, _)| key == "peer");
+        let mut above = self.toml.trailing().as_str().filter(|_| is_last).unwrap_or_default().to_owned();
+        let peers = self.toml.get_mut("peer").and_then(Item::as_array_of_tables_mut).context(
             "`peer` is written as an inline array; write each peer as a [[peer]] section, then try again",
         )?;
-        peers.push(peer_table(peer));
+        let mut table = peer_table(peer);
+        if !above.is_empty() && !above.ends_with('\n') {
+            above.push('\n');
+        }
+        table.decor_mut().set_prefix(format!("{above}\n"));
+        peers.push(table);
+        if is_last {
+            self.toml.set_trailing("");
+        }
         Ok(())
     }
 
-    /// Removes the peer of that name; says whether there was one.
+    /// Removes the peer of that name; says whether there was one. Comments right above it go too, those
+    /// above an empty line stay.
     pub fn remove_peer(&mut self, name: &PeerName) -> bool {
         let is_it = |table: &Table| table.get("name").and_then(Item::as_str) == Some(name.as_str());
         let Some(peers) = self.toml.get_mut("peer").and_then(Item::as_array_of_tables_mut) else {
             return false;
         };
-        let before = peers.len();
-        peers.retain(|table| !is_it(table));
-        peers.len() < before
+        let Some(index) = peers.iter().position(is_it) else { return false };
+        let staying = peers.get(index).map(comments_above).unwrap_or_default();
+        peers.remove(index);
+        match peers.get_mut(index) {
+            _ if staying.is_empty() => {}
+            Some(next) => {
+                let own = prefix(next).to_owned();
+                next.decor_mut().set_prefix(staying + &own);
+            }
+            None => {
+                let after = self.toml.trailing().as_str().unwrap_or_default().to_owned();
+                self.toml.set_trailing(staying + &after);
+            }
+        }
+        true
     }
 
     /// The file as it would be written, and what it means.
@@ -99,6 +123,19 @@ impl Document {
         private_file::write(&self.path, text.as_bytes())?;
         Ok(config)
     }
+}
+
+/// What stands between a section and the one before, down to the last empty line, when there is a comment
+/// in it.
+fn comments_above(table: &Table) -> String {
+    let text = prefix(table);
+    let end = text.rfind("\n\n").map_or(0, |at| at + 1);
+    let above = text.get(..end).unwrap_or_default();
+    if above.trim().is_empty() { String::new() } else { above.to_owned() }
+}
+
+fn prefix(table: &Table) -> &str {
+    table.decor().prefix().and_then(|prefix| prefix.as_str()).unwrap_or_default()
 }
 
 fn peer_table(peer: &Peer) -> Table {
@@ -129,4 +166,69 @@ fn peer_table(peer: &Peer) -> Table {
         table["enabled"] = value(false);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use adit_proto::suite::Suite;
+
+    use super::*;
+
+    const FILE: &str = "config_version = 1\n\n[gateway]\n\
+                        private_key = \"eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\"\n\
+                        network = \"10.9.0.0/24\"\n# masquerade = true\n\n[log]\n# level\n# level = \"info\"\n";
+
+    fn document(text: &str) -> Document {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o600)).unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        Document::open(file.path()).unwrap()
+    }
+
+    fn peer(number: u8) -> Peer {
+        Peer {
+            name: format!("p{number}").parse().unwrap(),
+            public_key: adit_proto::key::PublicKey([number; 32]),
+            preshared_key: None,
+            addresses: vec![[10, 9, 0, number].into()],
+            extra_allowed_ips: Vec::new(),
+            suite: Suite::Aes256Gcm,
+            endpoint: None,
+            persistent_keepalive_secs: 0,
+            enabled: true,
+        }
+    }
+
+    #[test]
+    fn a_peer_is_appended_below_the_commented_keys_of_the_last_section() {
+        let mut document = document(FILE);
+        for number in [2, 3] {
+            document.add_peer(&peer(number)).unwrap();
+        }
+        let (text, config) = document.check().unwrap();
+        assert!(text.starts_with(&format!("{FILE}\n[[peer]]\nname = \"p2\"\n")), "{}", *text);
+        assert!(text.contains("\n\n[[peer]]\nname = \"p3\"\n"), "{}", *text);
+        assert_eq!(config.peers.len(), 2);
+        let uncommented = text.replace("# level = \"info\"", "level = \"debug\"");
+        let source = Source::new("adit.toml", &*uncommented);
+        assert!(Config::parse(&source, Path::new("."), &Layers::default()).is_ok(), "{uncommented}");
+        for (first, second) in [(2, 3), (3, 2)] {
+            let mut again = self::document(&text);
+            assert!(again.remove_peer(&peer(first).name) && again.remove_peer(&peer(second).name));
+            assert!(!again.remove_peer(&peer(second).name));
+            assert_eq!(again.toml.to_string(), FILE);
+        }
+    }
+
+    #[test]
+    fn a_comment_goes_with_the_peer_it_stands_on() {
+        let mut own = document(FILE);
+        own.add_peer(&peer(2)).unwrap();
+        let text = own.toml.to_string().replace("[[peer]]", "# of Bob\n[[peer]]");
+        let mut document = document(&text);
+        assert!(document.remove_peer(&peer(2).name));
+        assert_eq!(document.toml.to_string(), FILE);
+    }
 }
