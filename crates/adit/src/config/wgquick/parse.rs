@@ -458,11 +458,15 @@ fn parse_table(text: &str) -> Result<Table, Complaint> {
     match (text, parse_fwmark(text)) {
         ("auto", _) => Ok(Table::Auto),
         ("off", _) => Ok(Table::Off),
+        // The names that every `/etc/iproute2/rt_tables` has (`rtnetlink(7)`).
+        ("default", _) => Ok(Table::Number(253)),
+        ("main", _) => Ok(Table::Number(254)),
+        ("local", _) => Ok(Table::Number(255)),
         // Tables are written like marks: decimal, or hexadecimal behind 0x.
         (_, Ok(table @ 1..)) => Ok(Table::Number(table)),
         _ => Err(Complaint::new(
             format!("`{text}` is not a routing table"),
-            "write `auto`, `off` or the number of a table (names are in /etc/iproute2/rt_tables)",
+            "write `auto`, `off`, `main` or the number of a table (other names are in /etc/iproute2/rt_tables)",
         )),
     }
 }

@@ -82,6 +82,10 @@ fn words_for_off_and_auto_are_known() {
     let file = parse(&interface("Table = auto\nFwMark = off")).unwrap();
     assert_eq!((file.interface.table, file.interface.fwmark), (Table::Auto, Some(0)));
     assert_eq!(parse(&interface("Table = 1234")).unwrap().interface.table, Table::Number(1234));
+    for (name, number) in [("default", 253), ("main", 254), ("local", 255)] {
+        let file = parse(&interface(&format!("Table = {name}"))).unwrap();
+        assert_eq!(file.interface.table, Table::Number(number));
+    }
     assert_eq!(parse(&interface("FwMark = 51820")).unwrap().interface.fwmark, Some(51820));
     assert_eq!(parse(&peer("PersistentKeepalive = off")).unwrap().peers[0].persistent_keepalive_secs, 0);
 }
@@ -98,7 +102,7 @@ fn each_error_has_its_place_and_its_fix() {
         (interface("Address = 10.0.0.1,,10.0.0.2"), "3:20 `` is not a network"),
         (interface("DNS = 1.1.1.1 8.8.8.8"), "3:7 `1.1.1.1 8.8.8.8` is neither an address nor a domain"),
         (interface("MTU = 1"), "3:7 `1` is not an MTU"),
-        (interface("Table = main"), "3:9 `main` is not a routing table"),
+        (interface("Table = mine"), "3:9 `mine` is not a routing table"),
         (interface("ListenPort = 65536"), "3:14 `65536` is not a port"),
         (interface("ListenPort = -1"), "3:14 `-1` is not a port"),
         (interface("MTU = 1400\nmtu = 1400"), "4:1 `MTU` is there twice"),
