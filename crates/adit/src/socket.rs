@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -53,6 +53,7 @@ impl PrivateSocket {
         let system = |source| SocketError::System { path: path.to_owned(), source };
         if let Some(directory) = path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(system)?;
+            close_to_others(directory).map_err(system)?;
         }
         remove_stale(path)?;
         let listener = adit_io::sys::bind_private(path).map_err(system)?;
@@ -118,6 +119,16 @@ impl Drop for PrivateSocket {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Other programs (`wg`, another WireGuard device) may have made the directory with a mode that lets others in.
+fn close_to_others(directory: &Path) -> io::Result<()> {
+    let metadata = fs::metadata(directory)?;
+    let is_ours = metadata.uid() == 0 && crate::privilege::user_id() == Some(0);
+    if is_ours && metadata.mode() & 0o077 != 0 && metadata.mode() & 0o1000 == 0 {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    }
+    Ok(())
 }
 
 struct Slot {
