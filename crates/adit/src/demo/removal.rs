@@ -23,6 +23,7 @@ pub(super) fn show(report: &mut Report, scenery: Scenery, tunnels: Option<Tunnel
         let processes = scenery.lab.processes();
         step.command("machine", &format!("adit lab remove {name}"));
         drop(scenery);
+        step.verify("processes to end", !processes.is_empty(), "some", processes.len());
         let left: Vec<_> = processes.iter().filter(|pid| runs(**pid)).map(u32::to_string).collect();
         step.check(format!("of {} processes, still running", processes.len()), "none", or_none(&left));
         step.check("namespaces and files left", "none", or_none(&Lab::remains(&name)));

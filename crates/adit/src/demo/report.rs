@@ -104,7 +104,9 @@ impl Report {
     /// The verdict.
     pub(super) fn finish(self) -> anyhow::Result<ExitCode> {
         let checks = || self.steps.iter().flat_map(|step| &step.checks);
-        let failed_checks = checks().filter(|check| !check.ok).count();
+        // A step that could not be played to its end is a check that failed, whatever it checked before.
+        let errors = self.steps.iter().filter(|step| step.error.is_some()).count();
+        let failed_checks = checks().filter(|check| !check.ok).count() + errors;
         let ok = self.steps.iter().all(|step| step.ok);
         let seconds = (self.started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
         if self.screen == Screen::Dark {
@@ -114,7 +116,7 @@ impl Report {
             }
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&document)?)?;
         } else {
-            let (total, screen) = (checks().count(), self.screen);
+            let (total, screen) = (checks().count() + errors, self.screen);
             let verdict = match ok {
                 true => screen.green(&format!("All {total} checks passed in {seconds} seconds.")),
                 false => {
