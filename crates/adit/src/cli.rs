@@ -254,6 +254,9 @@ impl Cli {
     fn run(self) -> anyhow::Result<ExitCode> {
         let home = Home::new(self.global.home.as_deref())?;
         let layers = self.global.layers();
+        if self.verb.holds_keys() {
+            crate::daemon::forbid_core_dumps();
+        }
         match self.verb {
             Verb::Init(args) => init::run(&home, &args),
             Verb::Gateway(args) => gateway::run(&home, &args.over(layers)),
@@ -284,7 +287,26 @@ impl Cli {
             Verb::Version { json } => version(json),
             Verb::Completions { shell } => completions(shell),
             Verb::Man { all } => man(all.as_deref()),
-            Verb::Lab { arguments } => Ok(adit_lab::agent_main(arguments).unwrap_or(ExitCode::from(2))),
+            Verb::Lab { arguments } => {
+                let agent = arguments.first().cloned().unwrap_or_default();
+                Ok(adit_lab::agent_main(arguments).unwrap_or_else(|| {
+                    eprintln!("the laboratory has no agent `{}`; `adit lab help` lists them", escape(&agent));
+                    ExitCode::from(2)
+                }))
+            }
+        }
+    }
+}
+
+impl Verb {
+    /// Whether a core dump of the process could show a key. `check` does not count: for who is not root, a
+    /// process without core dumps cannot open its own `/dev/stdin`.
+    fn holds_keys(&self) -> bool {
+        match self {
+            Self::Init(_) | Self::Gateway(_) | Self::Peer(_) | Self::Up { .. } | Self::Wg { .. } => true,
+            Self::Genkey | Self::Pubkey | Self::Genpsk => true,
+            Self::Down { .. } | Self::Status { .. } | Self::Demo(_) | Self::Check { .. } => false,
+            Self::Version { .. } | Self::Completions { .. } | Self::Man { .. } | Self::Lab { .. } => false,
         }
     }
 }

@@ -110,7 +110,6 @@ struct Device {
 
 impl Device {
     fn open(options: &Options) -> anyhow::Result<Self> {
-        daemon::forbid_core_dumps();
         let signals = daemon::signals()?;
         let tun = open_tun(options)?;
         let name = tun.first().map(Tun::name).context("the device has no queue")?;
