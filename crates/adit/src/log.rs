@@ -44,16 +44,6 @@ impl LogOptions {
     }
 }
 
-/// The level of `-q` (-1), nothing (0), `-v` (1) and `-vv` (2 and more).
-pub fn level_of(verbosity: i8) -> Level {
-    match verbosity {
-        ..0 => Level::WARN,
-        0 => Level::INFO,
-        1 => Level::DEBUG,
-        2.. => Level::TRACE,
-    }
-}
-
 /// Starts logging for the whole process; the first call wins.
 ///
 /// # Errors
