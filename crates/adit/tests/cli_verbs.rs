@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::Write;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -147,6 +147,7 @@ fn usage_errors_exit_2_and_the_rest_explains_itself() {
         good(&format!("{verb} --help"));
     }
     assert!(!good("--help").stdout.contains("lab"));
+    bad("lab nonsense", 2, "no agent `nonsense`");
     assert_eq!(good("version").stdout, format!("adit {}\n", env!("CARGO_PKG_VERSION")));
     assert!(good("completions bash").stdout.contains("_adit"));
     assert!(good("man").stdout.contains(".TH adit"));
@@ -176,7 +177,12 @@ fn without_root_one_line_says_so_and_what_to_run() {
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(&program);
     command.args(["gateway", "--home", gateway.home()]).current_dir("/").uid(65534).gid(65534);
-    let ran = ran(command.output().unwrap());
+    let output = ran(command.output().unwrap());
+    let mut command = Command::new(&program);
+    let up = command.args(["up", "/root/laptop.conf"]).current_dir("/").uid(65534).gid(65534);
+    let up = ran(up.output().unwrap());
+    assert!(up.code == 1 && up.stderr.contains("run `sudo adit up /root/laptop.conf`"), "{}", up.stderr);
+    let ran = output;
     assert_eq!(ran.code, 1);
     assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);
     assert!(
@@ -194,8 +200,11 @@ fn init_writes_a_private_commented_file_that_checks() {
     let text = gateway.text();
     assert!(text.contains("# UDP port, on every address of this host\nlisten = \":443\"\n"), "{text}");
     assert!(text.contains("# masquerade = true\n"), "{text}");
+    gateway.good("peer add laptop");
+    let added = gateway.text();
+    assert!(added.starts_with(&text) && added[text.len()..].starts_with("\n[[peer]]\n"), "{added}");
     let checked = gateway.good("check").stdout;
-    assert!(checked.contains("ok (gateway adit0, UDP port 443, 0 peers)"), "{checked}");
+    assert!(checked.contains("ok (gateway adit0, UDP port 443, 1 peer)"), "{checked}");
 }
 
 #[test]
@@ -260,6 +269,28 @@ fn a_file_that_others_may_read_is_refused_everywhere() {
 }
 
 #[test]
+fn below_sudo_the_file_of_who_called_it_is_taken_and_of_nobody_else() {
+    let gateway = Gateway::new();
+    let file = gateway.directory.path().join("laptop.conf");
+    fs::write(&file, gateway.good("peer add laptop").stdout).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+    chown(&file, Some(12_345), None).unwrap();
+    let check = |caller: Option<&str>| {
+        let mut command = adit(["check", file.to_str().unwrap()]);
+        ran(command.envs(caller.map(|uid| ("SUDO_UID", uid))).output().unwrap())
+    };
+    let own = check(Some("12345"));
+    assert_eq!(own.code, 0, "{}", own.stderr);
+    for other in [None, Some("12346"), Some("root")] {
+        let refused = check(other);
+        assert_eq!(refused.code, 1, "{other:?}");
+        assert!(refused.stderr.contains("belongs to user 12345"), "{}", refused.stderr);
+    }
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o640)).unwrap();
+    assert!(check(Some("12345")).stderr.contains("chmod 600"), "it still has to be private");
+}
+
+#[test]
 fn peer_add_prints_the_clients_file_alone_and_it_checks() {
     let gateway = Gateway::new();
     let ran = gateway.good("peer add laptop --suite aes-256-gcm --dns 1.1.1.1,2606:4700::1111");
@@ -304,10 +335,14 @@ fn a_key_that_is_written_into_a_file_makes_the_file_private() {
         let path = gateway.directory.path().join(format!("{}.out", arguments[0]));
         let file = fs::File::create(&path).unwrap();
         file.set_permissions(fs::Permissions::from_mode(0o644)).unwrap();
+        // As a shell leaves it for `sudo adit peer add a > a.conf`.
+        chown(&path, Some(12_345), None).unwrap();
         let status = adit(arguments.iter().copied()).stdout(file).stderr(Stdio::null()).status().unwrap();
         assert!(status.success());
         assert_eq!(mode(&path), 0o600);
-        assert!(fs::metadata(&path).unwrap().len() > 40);
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(metadata.uid(), 12_345);
+        assert!(metadata.len() > 40);
     }
 }
 

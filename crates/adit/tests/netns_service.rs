@@ -153,7 +153,11 @@ fn a_killed_client_is_cleaned_up_after_by_down_and_by_the_next_up() {
     succeed(&net.client, &["up", &file]);
     kill(&net.client, pid_of(&net.client, "laptop"));
     assert_ne!(picture(&net.client), before, "a killed process undoes nothing");
-    assert_eq!(adit(&net.client, &["status"]).code(), Some(1));
+    let told = adit(&net.client, &["status"]);
+    assert_eq!(told.code(), Some(1));
+    assert!(told.stdout.contains("laptop was killed; `adit down laptop --home "), "{}", told.stdout);
+    let told: Value = adit(&net.client, &["status", "--json"]).json().unwrap();
+    assert_eq!(told["killed"], serde_json::json!(["laptop"]));
     assert!(succeed(&net.client, &["down"]).stderr.contains("had been killed"));
     assert_eq!(picture(&net.client), before);
     assert_eq!(adit(&net.client, &["down"]).code(), Some(1), "twice is an error");
@@ -223,6 +227,59 @@ fn a_reload_changes_what_differs_and_cuts_no_other_session() {
 }
 
 #[test]
+fn a_gateway_that_still_lets_a_removed_peer_in_makes_the_removal_fail() {
+    let net = net("svcrm");
+    init(&net.gateway);
+    let file = add_peer(&net.gateway, "laptop", &net.client, &[]);
+    add_peer(&net.gateway, "phone", &net.client, &[]);
+    let mut gateway =
+        net.gateway.spawn([ADIT, "--home", &home(&net.gateway), "gateway", "--interface", "other0"]).unwrap();
+    gateway.wait_for_text("gateway ready", SOON).unwrap();
+    succeed(&net.client, &["up", &file]);
+    assert_eq!(net.client.ping("10.86.0.1", 1).unwrap(), 1);
+    let removed = succeed(&net.gateway, &["peer", "rm", "laptop"]);
+    assert!(removed.stderr.contains("other0 has it: removed: laptop"), "{}", removed.stderr);
+    assert_eq!(net.client.ping("10.86.0.1", 1).unwrap(), 0, "a removed peer is cut off");
+
+    let socket = Path::new(&home(&net.gateway)).join("run/other0.sock");
+    fs::rename(&socket, socket.with_extension("away")).unwrap();
+    let failed = adit(&net.gateway, &["peer", "rm", "phone"]);
+    assert_eq!(failed.code(), Some(1), "{}", failed.stderr);
+    for word in ["other0 did not take it", "may still connect", "restart that gateway"] {
+        assert!(failed.stderr.contains(word), "{word:?} is missing in: {}", failed.stderr);
+    }
+    let added = adit(&net.gateway, &["peer", "add", "tablet"]);
+    assert!(added.ok() && added.stderr.contains("warning: the running gateway other0"), "{}", added.stderr);
+    gateway.terminate();
+    assert_eq!(gateway.wait(SOON).unwrap().code(), Some(0));
+    succeed(&net.gateway, &["peer", "rm", "tablet"]);
+}
+
+#[test]
+fn where_ipv6_is_off_the_tunnel_carries_ipv4_and_says_so() {
+    let net = net("svcno6");
+    for host in [&net.gateway, &net.client] {
+        host.exec(["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"]).unwrap();
+    }
+    let own = net.client.directory().join("own").display().to_string();
+    let own = net.client.attempt([ADIT, "--home", &own, "init", "--endpoint", "198.51.100.1:51820"]).unwrap();
+    assert!(own.ok() && own.stdout.contains("left out: IPv6 is off on this host"), "{own:?}");
+    init(&net.gateway);
+    let (before_gateway, before_client) = (picture(&net.gateway), picture(&net.client));
+    let file = add_peer(&net.gateway, "laptop", &net.client, &[]);
+    let mut gateway = start_gateway(&net.gateway);
+    assert!(gateway.stderr().contains("the gateway carries IPv4 only"), "{}", gateway.stderr());
+    let up = succeed(&net.client, &["up", &file]);
+    assert!(up.stderr.contains("the tunnel carries IPv4 only"), "{}", up.stderr);
+    assert_eq!(net.client.ping("10.86.0.1", 2).unwrap(), 2);
+    assert_eq!(net.client.ping("198.51.100.254", 2).unwrap(), 2, "masqueraded");
+    succeed(&net.client, &["down"]);
+    gateway.terminate();
+    assert_eq!(gateway.wait(SOON).unwrap().code(), Some(0));
+    assert_eq!((picture(&net.gateway), picture(&net.client)), (before_gateway, before_client));
+}
+
+#[test]
 fn two_gateways_of_one_home_refuse_and_of_two_homes_do_not() {
     let net = net("svctwo");
     init(&net.gateway);
@@ -230,6 +287,8 @@ fn two_gateways_of_one_home_refuse_and_of_two_homes_do_not() {
     let second = adit(&net.gateway, &["gateway"]);
     assert_eq!(second.code(), Some(1));
     assert!(second.stderr.contains("already running"), "{}", second.stderr);
+    assert_eq!(second.stderr.lines().count(), 1, "{}", second.stderr);
+    assert!(net.gateway.has_interface("adit0"), "and nothing of the first is cleaned up");
 
     let other = net.gateway.directory().join("other").display().to_string();
     let run = |arguments: &[&str]| net.gateway.exec([&[ADIT, "--home", &other], arguments].concat()).unwrap();
@@ -305,11 +364,18 @@ fn what_stands_in_the_way_is_named_and_nothing_is_left_by_halves() {
     assert!(net.client.has_interface("laptop"), "what is not ours stays");
     net.client.ip(["link", "del", "laptop"]).unwrap();
 
+    let elsewhere = net.client.directory().join("elsewhere").display().to_string();
+    let _running = start_gateway(&net.gateway);
+    succeed(&net.client, &["up", &file]);
+    let second = net.client.attempt([ADIT, "--home", &elsewhere, "up", &file]).unwrap();
+    assert!(second.stderr.contains("(adit) runs it"), "{}", second.stderr);
+    assert!(!second.stderr.contains("ip link delete"), "{}", second.stderr);
+    succeed(&net.client, &["down"]);
+
     let mut nobody = vec!["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", ADIT];
     nobody.extend(["--home", "/nonexistent", "down"]);
     refuse(net.client.attempt(nobody).unwrap(), &["only root", "sudo adit"]);
 
-    let _gateway = start_gateway(&net.gateway);
     succeed(&net.client, &["up", &file]);
     assert_eq!(net.client.ping("10.86.0.1", 1).unwrap(), 1, "and without any of that it works");
     succeed(&net.client, &["down"]);
