@@ -211,9 +211,18 @@ fn resolvconf_name(link: &str) -> String {
     }
 }
 
+const HEADER: &str = "# adit wrote this for ";
+const HEADER_END: &str = "; what was here returns when the tunnel stops.";
+
+/// The tunnel whose servers these are, when we wrote them.
+fn owner(content: &[u8]) -> Option<String> {
+    let rest = content.strip_prefix(HEADER.as_bytes())?;
+    let line = String::from_utf8_lossy(rest.split(|byte| *byte == b'\n').next()?).into_owned();
+    Some(line.split(HEADER_END).next().unwrap_or_default().to_owned())
+}
+
 fn resolv_conf(dns: &Dns) -> String {
-    let mut text =
-        format!("# adit wrote this for {}; what was here returns when the tunnel stops.\n", dns.link);
+    let mut text = format!("{HEADER}{}{HEADER_END}\n", dns.link);
     for server in &dns.servers {
         text.push_str(&format!("nameserver {server}\n"));
     }
@@ -241,6 +250,12 @@ fn look_at_file(path: &Path, dns: &Dns) -> Result<MadeDns, HostError> {
         })
     };
     let old = read().map_err(|error| HostError::file("read", path, error))?;
+    // Each would return the other's servers, and the user's would be lost.
+    if let OldFile::File { content, .. } = &old
+        && let Some(other) = owner(content.bytes())
+    {
+        return Err(HostError::DnsTaken { link: dns.link.clone(), path: path.to_owned(), other });
+    }
     Ok(MadeDns::File { path: path.to_owned(), old, ours: resolv_conf(dns) })
 }
 
@@ -393,6 +408,22 @@ mod tests {
         fs::write(&path, "nameserver 10.0.0.77\n").unwrap();
         assert!(matches!(undo(&made).unwrap(), Outcome::LeftAlone(_)));
         assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 10.0.0.77\n");
+    }
+
+    #[test]
+    fn the_servers_of_another_tunnel_are_not_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("resolv.conf");
+        fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
+        let made = look_at_file(&path, &dns()).unwrap();
+        make(&made).unwrap();
+        let second = Dns { link: "adit1".into(), ..dns() };
+        let error = look_at_file(&path, &second).unwrap_err();
+        assert!(matches!(&error, HostError::DnsTaken { other, .. } if other == "adit0"), "{error}");
+        assert!(error.to_string().contains("adit down adit0"), "{error}");
+        assert_eq!(undo(&made).unwrap(), Outcome::Undone);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 10.0.0.1\n");
+        assert!(look_at_file(&path, &second).is_ok());
     }
 
     #[test]

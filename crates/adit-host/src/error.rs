@@ -24,6 +24,15 @@ pub enum HostError {
     )]
     Conflict { doing: String, other: String, choose: &'static str },
 
+    /// Another tunnel's name servers are in the resolver's file.
+    #[error(
+        "cannot set the DNS servers of {link}: {} already holds those of the tunnel {other}, and there is room for one. \
+         Stop that tunnel first (adit down {other}), or take the DNS servers out of one of the two configurations. \
+         If no such tunnel runs, write your own name servers into the file",
+        path.display()
+    )]
+    DnsTaken { link: String, path: PathBuf, other: String },
+
     /// An IPv6 address was asked for where IPv6 is off.
     #[error(
         "cannot {doing}: IPv6 is switched off here ({key} = 1). Switch it on (sysctl -w {key}=0), \
@@ -81,6 +90,12 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// Whether a place for our files is missing, by rights or by a file system that cannot be written.
+    pub(crate) fn is_refused_by_file_system(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        matches!(self, HostError::File { source, .. } if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem))
+    }
+
     pub(crate) fn kernel(doing: impl Into<String>, source: io::Error) -> HostError {
         let doing = doing.into();
         match source.kind() {
