@@ -165,7 +165,14 @@ fn parse(bytes: &[u8], path: &Path) -> (Leftover, u64) {
     for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
     {
         match serde_json::from_slice(line) {
-            Ok(Line::Opened { boot, namespace, .. }) => {
+            Ok(Line::Opened { version, boot, namespace }) => {
+                if version > VERSION {
+                    leftover.warnings.push(format!(
+                        "{} was written by a newer adit (version {version}, this one knows {VERSION}): \
+                         what it changed and this one does not know stays",
+                        path.display()
+                    ));
+                }
                 leftover.boot = boot;
                 leftover.namespace = namespace;
             }
@@ -263,6 +270,20 @@ mod tests {
         drop(journal);
         let (_, leftover) = Journal::open_existing(&path).unwrap().unwrap();
         assert_eq!(leftover.changes.len(), 2, "a line after a torn one is readable");
+    }
+
+    #[test]
+    fn a_journal_of_a_newer_version_is_warned_about_and_undone_as_far_as_known() {
+        let parsed = |version: u32| {
+            let opened = Line::Opened { version, boot: "a".into(), namespace: "b".into() };
+            let lines = [opened, Line::Change { seq: 1, made: made(1) }];
+            let lines = lines.map(|line| serde_json::to_string(&line).unwrap());
+            parse(lines.join("\n").as_bytes(), Path::new("journal")).0
+        };
+        assert_eq!(parsed(VERSION).warnings.len(), 0);
+        let newer = parsed(VERSION + 1);
+        assert_eq!(newer.warnings.len(), 1, "{:?}", newer.warnings);
+        assert_eq!(newer.changes, [(1, made(1))]);
     }
 
     #[test]
