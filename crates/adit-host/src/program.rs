@@ -22,7 +22,12 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
 
 /// Runs a program without a shell, feeds it `input`, and fails with what it said.
 pub(crate) fn run(path: &PathBuf, arguments: &[&str], input: &str, doing: &str) -> Result<(), HostError> {
-    run_with(path, arguments, input, doing, Stdio::null())
+    run_with(path, arguments, input, doing, Stdio::null()).map(drop)
+}
+
+/// Runs a program without a shell and returns what it wrote.
+pub(crate) fn ask(path: &PathBuf, arguments: &[&str], doing: &str) -> Result<Vec<u8>, HostError> {
+    run_with(path, arguments, "", doing, Stdio::piped())
 }
 
 /// Like [`run`], for a program that writes nothing: it holds `lock` until it ends, even when we are killed first.
@@ -34,7 +39,7 @@ pub(crate) fn run_locked(
     lock: &File,
 ) -> Result<(), HostError> {
     let held = lock.try_clone().map_err(|error| HostError::kernel(doing, error))?;
-    run_with(path, arguments, input, doing, Stdio::from(held))
+    run_with(path, arguments, input, doing, Stdio::from(held)).map(drop)
 }
 
 fn run_with(
@@ -43,7 +48,7 @@ fn run_with(
     input: &str,
     doing: &str,
     stdout: Stdio,
-) -> Result<(), HostError> {
+) -> Result<Vec<u8>, HostError> {
     let failed = |said: String| HostError::ProgramFailed {
         doing: doing.to_owned(),
         program: path.display().to_string(),
@@ -65,7 +70,7 @@ fn run_with(
     }
     let output = child.wait_with_output().map_err(|error| failed(error.to_string()))?;
     match output.status.success() {
-        true => Ok(()),
+        true => Ok(output.stdout),
         false => Err(failed(first_line(&output.stderr, &output.status.to_string()))),
     }
 }
