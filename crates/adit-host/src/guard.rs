@@ -1,6 +1,5 @@
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +34,7 @@ pub fn apply(plan: &Plan, journal_path: &Path) -> Result<Guard, HostError> {
         journal.begin()?;
     }
     let mut guard = Guard { journal: Some(journal), entries, namespace: namespace::current() };
-    match guard.reload_firewalls().and_then(|()| guard.make_all(&changes)) {
+    match guard.renew().and_then(|()| guard.make_all(&changes)) {
         Ok(()) => Ok(guard),
         Err(cause) => Err(match guard.undo() {
             Ok(_) => cause,
@@ -59,6 +58,8 @@ pub struct Report {
     pub undone: Vec<String>,
     /// What others changed since, and why it was not touched.
     pub left_alone: Vec<String>,
+    /// What other gateways and tunnels still need; the last of them takes it back.
+    pub shared: Vec<String>,
     pub warnings: Vec<String>,
 }
 
@@ -66,6 +67,9 @@ impl Report {
     fn log(&self) {
         for line in &self.undone {
             tracing::info!("undid {line}");
+        }
+        for line in &self.shared {
+            tracing::info!("{line}");
         }
         for line in self.left_alone.iter().chain(&self.warnings) {
             tracing::warn!("{line}");
@@ -142,11 +146,12 @@ impl Guard {
         self.journal.as_ref().map(|journal| journal.path().to_owned())
     }
 
-    /// Loads the tables taken over anew, each in one transaction: the plan may want other rules in them.
-    fn reload_firewalls(&self) -> Result<(), HostError> {
+    /// Makes sure of what was taken over, tables anew in one transaction each: the plan may want other rules in them.
+    fn renew(&self) -> Result<(), HostError> {
         let Some(journal) = &self.journal else { return Ok(()) };
-        self.entries.iter().try_for_each(|entry| match &entry.change {
-            Change::Firewall(firewall) => firewall::load(firewall, journal.lock()),
+        self.entries.iter().try_for_each(|entry| match (&entry.change, &entry.made) {
+            (Change::Firewall(firewall), _) => firewall::load(firewall, journal.lock()),
+            (_, Some((_, Made::Sysctl(made)))) => sysctl::make(made, journal.path()),
             _ => Ok(()),
         })
     }
@@ -168,7 +173,7 @@ impl Guard {
                 continue;
             };
             let Some(seq) = recorded.next() else { break };
-            let result = made.make(&mut netlink, &change, journal.lock());
+            let result = made.make(&mut netlink, &change, journal);
             if result.is_err() {
                 recorded.try_for_each(|seq| journal.forget(seq))?;
             }
@@ -282,7 +287,9 @@ fn take_over(leftover: &mut Leftover, changes: &mut Vec<Change>) -> Vec<Entry> {
             _ => false,
         });
         match position {
-            Some(position) => entries.push(Entry { change: changes.remove(position), made: Some((seq, made)) }),
+            Some(position) => {
+                entries.push(Entry { change: changes.remove(position), made: Some((seq, made)) })
+            }
             None => leftover.changes.push((seq, made)),
         }
     }
@@ -318,10 +325,11 @@ fn undo_leftover(journal: &mut Journal, leftover: Leftover) -> Result<Report, Ho
 }
 
 fn undo_one(journal: &mut Journal, seq: u64, made: &Made, report: &mut Report) -> Result<(), HostError> {
-    match made.undo(&mut Netlink::open()?, journal.lock())? {
+    match made.undo(&mut Netlink::open()?, journal)? {
         Outcome::Undone => report.undone.push(made.to_string()),
         Outcome::Gone => {}
         Outcome::LeftAlone(why) => report.left_alone.push(why),
+        Outcome::Shared(why) => report.shared.push(why),
     }
     journal.forget(seq)
 }
@@ -334,6 +342,8 @@ pub(crate) enum Outcome {
     Gone,
     /// Somebody else changed it since.
     LeftAlone(String),
+    /// Others of us still need it.
+    Shared(String),
 }
 
 /// A change about to be made or made, with all that undoing needs: what the journal records.
@@ -374,11 +384,11 @@ impl Made {
         Ok(prepared)
     }
 
-    fn make(&self, netlink: &mut Netlink, change: &Change, lock: &File) -> Result<(), HostError> {
+    fn make(&self, netlink: &mut Netlink, change: &Change, journal: &Journal) -> Result<(), HostError> {
         match (self, change) {
-            (Made::Firewall(_), Change::Firewall(firewall)) => firewall::load(firewall, lock),
+            (Made::Firewall(_), Change::Firewall(firewall)) => firewall::load(firewall, journal.lock()),
             (Made::Firewall(_), _) => Ok(()),
-            (Made::Sysctl(it), _) => sysctl::make(it),
+            (Made::Sysctl(it), _) => sysctl::make(it, journal.path()),
             (Made::Link(it), _) => link::make(netlink, it),
             (Made::Address(it), _) => address::make(netlink, it),
             (Made::Route(it), _) => route::make(netlink, it),
@@ -387,10 +397,10 @@ impl Made {
         }
     }
 
-    fn undo(&self, netlink: &mut Netlink, lock: &File) -> Result<Outcome, HostError> {
+    fn undo(&self, netlink: &mut Netlink, journal: &Journal) -> Result<Outcome, HostError> {
         match self {
-            Made::Firewall(it) => firewall::undo(it, lock),
-            Made::Sysctl(it) => sysctl::undo(it),
+            Made::Firewall(it) => firewall::undo(it, journal.lock()),
+            Made::Sysctl(it) => sysctl::undo(it, journal.path()),
             Made::Link(it) => link::undo(netlink, it),
             Made::Address(it) => address::undo(netlink, it),
             Made::Route(it) => route::undo(netlink, it),

@@ -18,6 +18,7 @@ mod error;
 mod firewall;
 mod gateway;
 mod guard;
+mod holds;
 mod journal;
 mod link;
 mod namespace;
@@ -30,7 +31,7 @@ mod sysctl;
 
 pub use client::{ClientHost, RouteTable, client_plan};
 pub use error::HostError;
-pub use firewall::{ClientFirewall, Firewall, GatewayFirewall, Listener, Transport};
+pub use firewall::{ClientFirewall, Firewall, GatewayFirewall, Listener, Transport, foreign_forward_drops};
 pub use gateway::{GatewayHost, gateway_plan};
 pub use guard::{Guard, Report, apply, undo_journal};
 pub use link::link_exists;

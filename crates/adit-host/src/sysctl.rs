@@ -6,16 +6,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::HostError;
 use crate::guard::Outcome;
+use crate::holds::Holds;
 use crate::plan::Sysctl;
 
 /// The interfaces whose IPv6 router advertisements stop being heard once IPv6 forwarding is on (`accept_ra` = 1).
 pub fn links_accepting_router_advertisements() -> Vec<String> {
     let mut links: Vec<String> = conf_directories("net/ipv6/conf")
         .filter(|name| !matches!(name.as_str(), "all" | "default" | "lo"))
-        .filter(|name| read(&format!("net/ipv6/conf/{name}/accept_ra")).is_ok_and(|value| value == "1"))
+        .filter(|name| hears_router_advertisements(name))
         .collect();
     links.sort();
     links
+}
+
+/// Where another gateway has set 2 already, it is ours to hold as well.
+fn hears_router_advertisements(link: &str) -> bool {
+    let key = format!("net/ipv6/conf/{link}/accept_ra");
+    match read(&key).as_deref() {
+        Ok("1") => true,
+        Ok("2") => Holds::lock().is_ok_and(|holds| holds.made(&Sysctl::new(key, "2")).is_some()),
+        _ => false,
+    }
 }
 
 /// Whether this host speaks IPv6 at all: it is neither missing from the kernel nor switched off.
@@ -41,6 +52,16 @@ impl fmt::Display for MadeSysctl {
 }
 
 impl MadeSysctl {
+    pub(crate) fn sysctl(&self) -> &Sysctl {
+        &self.sysctl
+    }
+
+    /// Whether this change is what `wanted` says, however its key is written.
+    pub(crate) fn makes(&self, wanted: &Sysctl) -> bool {
+        let path = |key| path_of(key).ok();
+        self.sysctl.value == wanted.value && path(&self.sysctl.key) == path(&wanted.key)
+    }
+
     /// Whether this change made what `wanted` says, and it is still so.
     pub(crate) fn stands_as(&self, wanted: &Sysctl) -> bool {
         self.sysctl == *wanted && read(&wanted.key).is_ok_and(|value| value == wanted.value)
@@ -48,7 +69,16 @@ impl MadeSysctl {
 }
 
 pub(crate) fn prepare(sysctl: &Sysctl) -> Result<Option<MadeSysctl>, HostError> {
+    let holds = Holds::lock();
     let old = read(&sysctl.key)?;
+    let holds = match holds {
+        Ok(holds) => holds,
+        Err(error) if error.is_refused_by_file_system() && old == sysctl.value => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    if let Some(shared) = holds.made(sysctl) {
+        return Ok(Some(shared.clone()));
+    }
     if old == sysctl.value {
         return Ok(None);
     }
@@ -59,11 +89,29 @@ pub(crate) fn prepare(sysctl: &Sysctl) -> Result<Option<MadeSysctl>, HostError> 
     Ok(Some(MadeSysctl { sysctl: sysctl.clone(), old, beside }))
 }
 
-pub(crate) fn make(made: &MadeSysctl) -> Result<(), HostError> {
-    write(&made.sysctl.key, &made.sysctl.value)
+pub(crate) fn make(made: &MadeSysctl, journal: &Path) -> Result<(), HostError> {
+    let mut holds = Holds::lock()?;
+    holds.hold(made, journal)?;
+    let written = write(&made.sysctl.key, &made.sysctl.value);
+    if written.is_err() {
+        holds.release(made, journal)?;
+    }
+    written
 }
 
-pub(crate) fn undo(made: &MadeSysctl) -> Result<Outcome, HostError> {
+pub(crate) fn undo(made: &MadeSysctl, journal: &Path) -> Result<Outcome, HostError> {
+    let mut holds = Holds::lock()?;
+    let others = holds.others(made, journal)?;
+    // A kill between the two leaves the hold, which the journal's undoing releases.
+    let outcome = match others.first() {
+        Some(other) => Outcome::Shared(format!("{} stays: {} needs it too", made.sysctl, other.display())),
+        None => put_back(made)?,
+    };
+    holds.release(made, journal)?;
+    Ok(outcome)
+}
+
+fn put_back(made: &MadeSysctl) -> Result<Outcome, HostError> {
     let key = &made.sysctl.key;
     let Ok(now) = read(key) else { return Ok(Outcome::Gone) };
     if now == made.old {

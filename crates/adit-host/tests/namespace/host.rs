@@ -36,7 +36,7 @@ pub fn again(test: &str, environment: &[(&str, &Path)]) -> Child {
     command.envs(environment.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap()
 }
 
-/// A host with an uplink and a tunnel device, an `/etc` of its own, and a directory for the journal.
+/// A host with an uplink and a tunnel device, an `/etc` and `/run` of its own, and a directory for the journal.
 pub struct Host {
     directory: tempfile::TempDir,
 }
@@ -44,7 +44,9 @@ pub struct Host {
 impl Host {
     pub fn new() -> Host {
         let host = Host { directory: tempfile::tempdir().unwrap() };
-        run("mount", &["-t", "tmpfs", "tmpfs", "/etc"]);
+        for directory in ["/etc", "/run"] {
+            run("mount", &["-t", "tmpfs", "tmpfs", directory]);
+        }
         fs::write("/etc/resolv.conf", RESOLV_CONF).unwrap();
         ip("link set lo up");
         for link in ["up0", "adit0"] {
@@ -62,7 +64,12 @@ impl Host {
     }
 
     pub fn journal(&self) -> PathBuf {
-        self.directory.path().join("state").join("journal")
+        self.journal_of("state")
+    }
+
+    /// The journal of another instance.
+    pub fn journal_of(&self, instance: &str) -> PathBuf {
+        self.directory.path().join(instance).join("journal")
     }
 }
 
