@@ -101,12 +101,17 @@ impl Report {
         self.kept = Some(kept);
     }
 
+    /// How many checks failed, and how many there were. A step that could not be played to its end is a check
+    /// that failed, whatever it checked before.
+    fn tally(&self) -> (usize, usize) {
+        let checks = || self.steps.iter().flat_map(|step| &step.checks);
+        let errors = self.steps.iter().filter(|step| step.error.is_some()).count();
+        (checks().filter(|check| !check.ok).count() + errors, checks().count() + errors)
+    }
+
     /// The verdict.
     pub(super) fn finish(self) -> anyhow::Result<ExitCode> {
-        let checks = || self.steps.iter().flat_map(|step| &step.checks);
-        // A step that could not be played to its end is a check that failed, whatever it checked before.
-        let errors = self.steps.iter().filter(|step| step.error.is_some()).count();
-        let failed_checks = checks().filter(|check| !check.ok).count() + errors;
+        let (failed, total) = self.tally();
         let ok = self.steps.iter().all(|step| step.ok);
         let seconds = (self.started.elapsed().as_secs_f64() * 10.0).round() / 10.0;
         if self.screen == Screen::Dark {
@@ -116,14 +121,14 @@ impl Report {
             }
             writeln!(io::stdout(), "{}", serde_json::to_string_pretty(&document)?)?;
         } else {
-            let (total, screen) = (checks().count() + errors, self.screen);
+            let screen = self.screen;
             let verdict = match ok {
                 true => screen.green(&format!("All {total} checks passed in {seconds} seconds.")),
                 false => {
                     let names: Vec<_> =
                         self.steps.iter().filter(|step| !step.ok).map(|step| step.title).collect();
                     let names = names.join("”, “");
-                    screen.red(&format!("Failed at “{names}”; {failed_checks} of {total} checks failed."))
+                    screen.red(&format!("Failed at “{names}”; {failed} of {total} checks failed."))
                 }
             };
             screen.line(&format!("\n{verdict}"));
@@ -227,14 +232,19 @@ mod tests {
 
     #[test]
     fn one_failed_check_fails_its_step_and_the_whole() {
-        let good = played(|step| Ok(step.check("sum", 4, 2 + 2)));
+        let good = played(|step| {
+            step.check("sum", 4, 2 + 2);
+            Ok(())
+        });
         assert!(good.steps[0].ok);
+        assert_eq!(good.tally(), (0, 1));
         let bad = played(|step| {
             step.check("sum", 4, 2 + 2);
             step.check("sum", 5, 2 + 2);
             Ok(())
         });
         assert!(!bad.steps[0].ok);
+        assert_eq!(bad.tally(), (1, 2));
         let checks = serde_json::to_value(&bad.steps[0]).unwrap();
         assert_eq!(
             (&checks["checks"][1]["expected"], &checks["checks"][1]["seen"]),
@@ -247,6 +257,7 @@ mod tests {
     fn a_step_that_cannot_be_played_fails_and_says_why() {
         let report = played(|_| anyhow::bail!("the curtain is stuck"));
         assert!(!report.steps[0].ok);
+        assert_eq!(report.tally(), (1, 1));
         assert_eq!(report.steps[0].error.as_deref(), Some("the curtain is stuck"));
     }
 
