@@ -36,6 +36,6 @@ pub use gateway::{GatewayHost, gateway_plan};
 pub use guard::{Guard, Report, apply, undo_journal};
 pub use link::link_exists;
 pub use plan::{Address, Change, Dns, Family, Fwmark, Hop, Link, MAIN_TABLE, Plan, Route, Rule, Sysctl};
-pub use route::{LocalNetwork, Uplink, auto_mtu, default_uplink, find_free_table, local_networks, route_mtu};
+pub use route::{auto_mtu, find_free_table, route_mtu};
 pub use rule::find_free_priority;
 pub use sysctl::{ipv6_enabled, links_accepting_router_advertisements};

@@ -15,7 +15,7 @@ use crate::error::HostError;
 use crate::guard::Outcome;
 use crate::netlink::Netlink;
 use crate::plan::{Family, Hop, MAIN_TABLE, Route};
-use crate::{address, link, rule};
+use crate::{link, rule};
 
 /// Marks the routes and rules that are ours, so that deleting can never hit another's (`ip route` shows `proto 173`).
 pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(173);
@@ -24,52 +24,6 @@ pub(crate) const PROTOCOL: RouteProtocol = RouteProtocol::Other(173);
 const OVERHEAD_BYTES: u32 = 80;
 const MIN_MTU_BYTES: u32 = 1280;
 const ETHERNET_MTU_BYTES: u32 = 1500;
-
-/// The interface and gateway of the preferred default route.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Uplink {
-    pub link: String,
-    pub gateway: Option<IpAddr>,
-}
-
-/// A network this host reaches without us.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LocalNetwork {
-    pub net: IpNet,
-    pub link: String,
-}
-
-/// The default route of the main table with the lowest metric, IPv4 before IPv6.
-pub fn default_uplink() -> Result<Option<Uplink>, HostError> {
-    let mut netlink = Netlink::open()?;
-    let links = link::list(&mut netlink)?;
-    let mut defaults: Vec<Found> = list(&mut netlink)?;
-    defaults.retain(|it| it.table == MAIN_TABLE && it.destination.prefix_len() == 0 && it.unicast);
-    defaults.sort_by_key(|it| (it.destination.addr().is_ipv6(), it.metric));
-    Ok(defaults.into_iter().find_map(|it| {
-        let link = links.iter().find(|link| Some(link.index) == it.oif)?;
-        Some(Uplink { link: link.name.clone(), gateway: it.gateway })
-    }))
-}
-
-/// Every prefix on an interface or routed in the main table, but for loopback, link-local and default routes.
-pub fn local_networks() -> Result<Vec<LocalNetwork>, HostError> {
-    let mut netlink = Netlink::open()?;
-    let links = link::list(&mut netlink)?;
-    let addresses = address::list(&mut netlink)?.into_iter().map(|it| (it.address.trunc(), Some(it.index)));
-    let routes = list(&mut netlink)?.into_iter().filter(|it| it.table == MAIN_TABLE && it.unicast);
-    let routes = routes.map(|it| (it.destination, it.oif));
-    let mut networks = Vec::new();
-    for (net, index) in addresses.chain(routes) {
-        let Some(link) = links.iter().find(|link| Some(link.index) == index) else { continue };
-        let local = LocalNetwork { net, link: link.name.clone() };
-        let everywhere = net.prefix_len() == 0 || net.addr().is_loopback() || is_link_local(net.addr());
-        if !everywhere && !networks.contains(&local) {
-            networks.push(local);
-        }
-    }
-    Ok(networks)
-}
 
 /// The first number from `start` that is neither a table with routes nor the table or mark of a rule.
 pub fn find_free_table(start: u32) -> Result<u32, HostError> {
@@ -101,35 +55,30 @@ pub fn route_mtu(destination: IpAddr, fwmark: u32) -> Result<Option<u32>, HostEr
         Err(error) if is_unreachable(&error) => return Ok(None),
         Err(error) => return Err(HostError::kernel(format!("look up the route to {destination}"), error)),
     };
-    let mut metrics = answer.attributes.iter().filter_map(|attribute| match attribute {
-        RouteAttribute::Metrics(metrics) => Some(metrics),
-        _ => None,
-    });
-    let of_route = metrics.find_map(|metrics| {
-        metrics.iter().find_map(|metric| match metric {
-            RouteMetric::Mtu(mtu) => Some(*mtu),
-            _ => None,
-        })
-    });
-    if of_route.is_some() {
-        return Ok(of_route);
-    }
-    let oif = Found::read(&answer).and_then(|it| it.oif);
-    let links = link::list(&mut netlink)?;
-    Ok(links.into_iter().find(|link| Some(link.index) == oif).map(|link| link.mtu_bytes))
+    let Some(found) = Found::read(&answer) else { return Ok(None) };
+    Ok(found.mtu(&link::list(&mut netlink)?))
 }
 
 /// The inside MTU for a tunnel to these endpoints, in bytes: the smallest path MTU less 80, and at least 1280.
+///
+/// Without endpoints it is that of the default routes.
 pub fn auto_mtu(endpoints: &[IpAddr], fwmark: u32) -> Result<u32, HostError> {
-    let anywhere = [IpAddr::from([192, 0, 2, 1])];
-    let asked = if endpoints.is_empty() { &anywhere } else { endpoints };
-    let mut smallest: Option<u32> = None;
-    for endpoint in asked {
+    let mut smallest = if endpoints.is_empty() { default_mtu()? } else { None };
+    for endpoint in endpoints {
         // Loopback carries 65536 bytes, which no other path to the same peer does.
         let Some(mtu) = route_mtu(*endpoint, fwmark)?.filter(|_| !endpoint.is_loopback()) else { continue };
         smallest = Some(smallest.map_or(mtu, |it| it.min(mtu)));
     }
     Ok(smallest.unwrap_or(ETHERNET_MTU_BYTES).saturating_sub(OVERHEAD_BYTES).max(MIN_MTU_BYTES))
+}
+
+/// The smallest MTU of the main table's default routes, in bytes.
+fn default_mtu() -> Result<Option<u32>, HostError> {
+    let mut netlink = Netlink::open()?;
+    let links = link::list(&mut netlink)?;
+    let mut routes = list(&mut netlink)?;
+    routes.retain(|it| it.table == MAIN_TABLE && it.destination.prefix_len() == 0 && it.unicast);
+    Ok(routes.iter().filter_map(|it| it.mtu(&links)).min())
 }
 
 /// A route we added.
@@ -242,6 +191,7 @@ pub(crate) struct Found {
     oif: Option<u32>,
     gateway: Option<IpAddr>,
     unicast: bool,
+    mtu_bytes: Option<u32>,
 }
 
 fn list(netlink: &mut Netlink) -> Result<Vec<Found>, HostError> {
@@ -270,6 +220,7 @@ impl Found {
             oif: None,
             gateway: None,
             unicast: message.header.kind == RouteType::Unicast,
+            mtu_bytes: None,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -280,10 +231,22 @@ impl Found {
                 RouteAttribute::Priority(it) => found.metric = *it,
                 RouteAttribute::Oif(it) => found.oif = Some(*it),
                 RouteAttribute::Gateway(it) => found.gateway = ip(it),
+                RouteAttribute::Metrics(metrics) => {
+                    found.mtu_bytes = metrics.iter().find_map(|metric| match metric {
+                        RouteMetric::Mtu(mtu) => Some(*mtu),
+                        _ => None,
+                    });
+                }
                 _ => {}
             }
         }
         Some(Found { destination, ..found })
+    }
+
+    /// Its own MTU, else that of its interface.
+    fn mtu(&self, links: &[link::Found]) -> Option<u32> {
+        let of_link = || links.iter().find(|link| Some(link.index) == self.oif).map(|link| link.mtu_bytes);
+        self.mtu_bytes.or_else(of_link)
     }
 }
 
@@ -307,13 +270,6 @@ fn default_metric(destination: IpNet) -> u32 {
     match destination {
         IpNet::V4(_) => 0,
         IpNet::V6(_) => 1024,
-    }
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(it) => it.is_link_local(),
-        IpAddr::V6(it) => it.is_unicast_link_local() || it.is_multicast(),
     }
 }
 
