@@ -123,6 +123,7 @@ impl Gateway {
         let mtu_bytes = mtu_of(&config)?;
         let port = instance.driver.snapshot().listen_port;
         let guard = adit_host::apply(&plan(&config, port, mtu_bytes), &journal)?;
+        warn_of_foreign_drops(&config);
         warn_of_default_routes(&config.peers, &[]);
         let to_greet = introduce_peers(&instance, &config, &before);
         describe(&mut instance, &config, mtu_bytes);
@@ -292,6 +293,22 @@ fn describe(instance: &mut Instance, config: &Config, mtu_bytes: u32) {
         }
     }
     instance.endpoints.ask_for_missing();
+}
+
+/// In nftables the drop of another table is final, so only the administrator can open it.
+fn warn_of_foreign_drops(config: &Config) {
+    let link = &config.gateway.interface;
+    let has_ipv6 = config.gateway.addresses().iter().any(|net| net.addr().is_ipv6());
+    for chain in adit_host::foreign_forward_drops(&link.to_string()) {
+        if chain.starts_with("ip6 ") && !has_ipv6 {
+            continue;
+        }
+        tracing::warn!(
+            "the firewall chain {chain} (not ours) drops what is forwarded, so clients may reach nothing beyond this \
+             gateway. Let it through: nft insert rule {chain} iifname {link} accept; nft insert rule {chain} \
+             oifname {link} ct state established,related accept. With ufw: ufw route allow in on {link}"
+        );
+    }
 }
 
 fn mtu_of(config: &Config) -> anyhow::Result<u32> {
