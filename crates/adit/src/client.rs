@@ -29,6 +29,7 @@ use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::endpoint;
 use crate::gateway::{IPV6_OFF, prefix_of};
+use crate::heard::{Heard, HeardFile};
 use crate::home::Home;
 use crate::instance::{Instance, Wake};
 use crate::log::LogOptions;
@@ -105,6 +106,8 @@ struct Client {
     socket: PrivateSocket,
     instance: Instance,
     file: WgQuick,
+    heard: HeardFile,
+    unsaved: bool,
     pid_file: PidFile,
 }
 
@@ -143,14 +146,15 @@ impl Client {
         })?;
         let listen_port = file.interface.listen_port;
         let driver = device::start(DriverConfig { tun, listen_port, fwmark, offload: true })?;
-        driver.apply(introduction(&file, &reached));
+        let (heard, before) = HeardFile::load(home.state_dir.join(format!("{interface}.endpoints.json")));
+        driver.apply(introduction(&file, &reached, &before));
         let (socket, questions) = control::open(home, interface)?;
         let mut instance = Instance::new(Role::Client, interface.to_owned(), driver, signals, questions);
         describe(&mut instance, &file, &plan, &reached);
         let guard = adit_host::apply(&plan, &journal)?;
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
         instance.driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
-        Ok(Self { guard, socket, instance, file, pid_file })
+        Ok(Self { guard, socket, instance, file, heard, unsaved: true, pid_file })
     }
 
     /// Whether to go on; a tunnel without an answer so far stays up, as with wg-quick.
@@ -178,14 +182,18 @@ impl Client {
                 Wake::Stop => return Ok(()),
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
                 Wake::Tick => self.instance.endpoints.ask_for_missing(),
-                Wake::Heard => {}
+                Wake::Heard => self.unsaved = true,
                 Wake::Reload(asked) => refuse_reload(asked),
+            }
+            if self.unsaved {
+                self.unsaved = !self.heard.save(&self.instance.driver.snapshot().peers, false);
             }
         }
     }
 
     fn close(self) -> anyhow::Result<()> {
-        let Self { guard, socket, instance, file, pid_file } = self;
+        let Self { guard, socket, instance, file, mut heard, pid_file, .. } = self;
+        heard.save(&instance.driver.snapshot().peers, true);
         let hooks = &file.interface.hooks;
         warn_about(hook::run(hooks, HookTime::PreDown, &instance.interface));
         drop(socket);
@@ -292,7 +300,7 @@ fn networks_of(file: &WgQuick) -> impl Iterator<Item = &IpNet> {
 /// wg-quick's first choice.
 const FIRST_TABLE: u32 = 51820;
 
-fn introduction(file: &WgQuick, reached: &[Reached]) -> Vec<Command> {
+fn introduction(file: &WgQuick, reached: &[Reached], before: &[Heard]) -> Vec<Command> {
     let mut commands = vec![Command::SetPrivateKey(Some(file.interface.private_key.clone()))];
     for peer in &file.peers {
         let mut update = PeerUpdate::new(peer.public_key);
@@ -301,6 +309,9 @@ fn introduction(file: &WgQuick, reached: &[Reached]) -> Vec<Command> {
         update.endpoint =
             reached.iter().find(|it| it.peer == peer.public_key).map(|it| Endpoint::udp(it.current));
         update.persistent_keepalive_secs = Some(peer.persistent_keepalive_secs);
+        if let Some(heard) = before.iter().find(|heard| heard.peer == peer.public_key) {
+            update.timestamps = heard.timestamps;
+        }
         update.replace_allowed_ips = true;
         update.allowed_ips =
             peer.allowed_ips.iter().filter_map(prefix_of).map(AllowedIpChange::Add).collect();

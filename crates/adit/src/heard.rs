@@ -24,7 +24,7 @@ pub struct Heard {
     pub timestamps: Timestamps,
 }
 
-/// The file of a gateway with every peer that was heard. It holds no secret.
+/// The file of a gateway or client with every peer that was heard. It holds no secret.
 #[derive(Debug)]
 pub struct HeardFile {
     path: PathBuf,
