@@ -48,8 +48,6 @@ pub struct GatewayFirewall {
     pub client_to_client: bool,
     /// Destinations that clients may not reach through the gateway.
     pub denied: Vec<IpNet>,
-    /// Drop what is forwarded between other interfaces: for a host that forwarded nothing before.
-    pub only_tunnel_forwards: bool,
 }
 
 /// Guards a full tunnel: our address answers only through the tunnel, and replies keep the mark of their connection.
@@ -111,9 +109,6 @@ impl fmt::Display for Firewall {
                 if !it.denied.is_empty() {
                     let denied: Vec<String> = it.denied.iter().map(ToString::to_string).collect();
                     write!(f, ", nor {}", denied.join(" "))?;
-                }
-                if it.only_tunnel_forwards {
-                    write!(f, ", nothing else is forwarded")?;
                 }
                 Ok(())
             }
@@ -266,9 +261,6 @@ impl GatewayFirewall {
         table.rule("forward", [from_tunnel(), Statement::Accept(None)]);
         table.rule("forward", [into_tunnel(), is_reply(), Statement::Accept(None)]);
         table.rule("forward", [into_tunnel(), Statement::Drop(None)]);
-        if self.only_tunnel_forwards {
-            table.rule("forward", [Statement::Drop(None)]);
-        }
 
         if self.masquerade {
             table.chain("postrouting", NfChainType::NAT, NfHook::Postrouting, SRCNAT);

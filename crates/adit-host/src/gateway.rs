@@ -17,8 +17,6 @@ pub struct GatewayHost {
     pub client_to_client: bool,
     /// Destinations that clients may not reach through the gateway.
     pub denied: Vec<IpNet>,
-    /// Drop what is forwarded between other interfaces.
-    pub only_tunnel_forwards: bool,
     /// [`links_accepting_router_advertisements`](crate::links_accepting_router_advertisements).
     pub links_accepting_ra: Vec<String>,
 }
@@ -56,7 +54,6 @@ pub fn gateway_plan(host: &GatewayHost) -> Plan {
             masquerade: host.masquerade,
             client_to_client: host.client_to_client,
             denied: host.denied.clone(),
-            only_tunnel_forwards: host.only_tunnel_forwards,
         })],
         sysctls,
         links: vec![Link { name: link.clone(), mtu_bytes: Some(host.mtu_bytes), up: true }],
@@ -89,7 +86,6 @@ mod tests {
             masquerade: true,
             client_to_client: false,
             denied: vec!["169.254.0.0/16".parse().unwrap()],
-            only_tunnel_forwards: false,
             links_accepting_ra: vec!["eth0".into(), "adit0".into()],
         });
         assert_eq!(
@@ -119,7 +115,6 @@ route    192.168.50.0/24 dev adit0
             masquerade: false,
             client_to_client: true,
             denied: vec![],
-            only_tunnel_forwards: false,
             links_accepting_ra: vec!["eth0".into()],
         });
         let keys: Vec<&str> = plan.sysctls.iter().map(|it| it.key.as_str()).collect();

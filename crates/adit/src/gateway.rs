@@ -335,7 +335,6 @@ fn plan(config: &Config, port: u16, mtu_bytes: u32) -> Plan {
         masquerade: gateway.masquerade,
         client_to_client: gateway.client_to_client,
         denied: Vec::new(),
-        only_tunnel_forwards: false,
         links_accepting_ra: adit_host::links_accepting_router_advertisements(),
     })
 }

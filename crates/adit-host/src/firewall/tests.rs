@@ -11,7 +11,6 @@ fn gateway(listeners: &[(Transport, u16)]) -> GatewayFirewall {
         masquerade: true,
         client_to_client: false,
         denied: vec![],
-        only_tunnel_forwards: false,
     }
 }
 
@@ -66,11 +65,9 @@ fn the_client_ruleset_is_this() {
 }
 
 #[test]
-fn what_others_do_to_forwarding_is_theirs_unless_asked() {
-    let last = |only_tunnel_forwards| {
-        let firewall = GatewayFirewall { only_tunnel_forwards, masquerade: false, ..gateway(&[]) };
-        objects(&Firewall::Gateway(firewall)).pop().unwrap()["add"]["rule"]["expr"].clone()
-    };
-    assert_eq!(last(false).as_array().unwrap().len(), 2, "what goes into the tunnel is dropped");
-    assert_eq!(last(true), serde_json::json!([{ "drop": null }]));
+fn what_others_forward_is_theirs() {
+    let firewall = GatewayFirewall { masquerade: false, ..gateway(&[]) };
+    let last = objects(&Firewall::Gateway(firewall)).pop().unwrap()["add"]["rule"]["expr"].clone();
+    assert_eq!(last.as_array().unwrap().len(), 2, "what goes into the tunnel is dropped: {last}");
+    assert_eq!(last[0]["match"]["left"]["meta"]["key"], "oifname", "{last}");
 }
