@@ -111,7 +111,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<Heard>, String> {
         .into_iter()
         .map(|Line { public_key, endpoint, at_unix_secs, sent, received }| {
             let peer = keys::parse_public(&public_key).map_err(|error| error.to_string())?;
-            let timestamps = Timestamps { sent: parse_timestamp(sent)?, received: parse_timestamp(received)? };
+            let timestamps =
+                Timestamps { sent: parse_timestamp(sent)?, received: parse_timestamp(received)? };
             Ok(Heard { peer, endpoint, at_unix_secs, timestamps })
         })
         .collect()

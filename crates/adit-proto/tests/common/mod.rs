@@ -11,7 +11,9 @@ use std::sync::Arc;
 use adit_proto::cookie::CookieJar;
 use adit_proto::endpoint::Endpoint;
 use adit_proto::engine::{Engine, EngineConfig, Random};
-use adit_proto::event::{AllowedIpChange, Command, Event, Notice, Output, PeerStatus, PeerUpdate, Timestamps};
+use adit_proto::event::{
+    AllowedIpChange, Command, Event, Notice, Output, PeerStatus, PeerUpdate, Timestamps,
+};
 use adit_proto::forward::{Departure, Forwarding};
 use adit_proto::handshake::{AwaitingResponse, Identity, OpenedInitiation};
 use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};

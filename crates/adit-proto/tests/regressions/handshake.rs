@@ -224,7 +224,8 @@ fn a_restarted_responder_that_kept_its_timestamps_refuses_a_recorded_initiation(
     for keeps in [false, true] {
         let mut pair = Pair::new(Suite::Aes256Gcm);
         pair.establish();
-        let recorded = pair.seen.iter().find(|seen| seen.bytes.len() == INITIATION_LEN).unwrap().bytes.clone();
+        let recorded =
+            pair.seen.iter().find(|seen| seen.bytes.len() == INITIATION_LEN).unwrap().bytes.clone();
         let timestamps = pair.status(1).timestamps;
         pair.restart(1);
         if keeps {

@@ -137,7 +137,10 @@ fn an_answer_to_a_peer_that_restarted_is_sealed_with_its_new_session() {
         pair.restart(0);
         pair.send(0, b"question");
         for _ in ["initiation", "response"] {
-            assert!(Arc::ptr_eq(&pair.keypair(1), &old), "not before the other side has confirmed the new one");
+            assert!(
+                Arc::ptr_eq(&pair.keypair(1), &old),
+                "not before the other side has confirmed the new one"
+            );
             let datagram = pair.wire.pop_front().unwrap();
             pair.deliver(datagram);
         }
@@ -146,8 +149,13 @@ fn an_answer_to_a_peer_that_restarted_is_sealed_with_its_new_session() {
         let mut question = pair.wire.pop_front().unwrap();
         let mut notices = Vec::new();
         let forwarding = Arc::clone(&pair.hosts[1].forwarding);
-        let arrived =
-            forwarding.arrive(pair.clock.now, &question.source, Ecn::NotEct, &mut question.bytes, &mut notices);
+        let arrived = forwarding.arrive(
+            pair.clock.now,
+            &question.source,
+            Ecn::NotEct,
+            &mut question.bytes,
+            &mut notices,
+        );
         assert!(arrived.is_some());
         let answer = pair.seal(1, &packet(1, b"answer"));
         let source = pair.hosts[1].endpoint;

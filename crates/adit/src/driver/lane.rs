@@ -259,7 +259,9 @@ impl Lane {
 
     /// Tells the sender of a packet that goes nowhere, within a budget.
     fn answer_unreachable(&mut self, now: adit_proto::time::Instant, reason: DropReason, len: usize) {
-        if !matches!(reason, DropReason::NoRoute | DropReason::NoEndpoint) || !self.unreachable_budget.spend(now) {
+        if !matches!(reason, DropReason::NoRoute | DropReason::NoEndpoint)
+            || !self.unreachable_budget.spend(now)
+        {
             return;
         }
         let mut error = [0; 1280];

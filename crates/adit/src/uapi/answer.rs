@@ -74,8 +74,8 @@ fn key_line(text: &mut String, key: &str, bytes: &[u8; 32]) {
 
 #[cfg(test)]
 mod tests {
-    use adit_proto::event::Timestamps;
     use adit_proto::endpoint::Endpoint;
+    use adit_proto::event::Timestamps;
     use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
     use adit_proto::time::UnixTime;
 
