@@ -289,8 +289,6 @@ fn append(buffer: &mut Zeroizing<Vec<u8>>, bytes: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     const PATIENCE: Patience =
@@ -320,6 +318,18 @@ mod tests {
         let socket = PrivateSocket::bind(&path).unwrap();
         assert!(matches!(PrivateSocket::bind(&path), Err(SocketError::InUse { .. })));
         assert!(socket.is_intact());
+    }
+
+    #[test]
+    fn a_directory_that_others_may_enter_is_closed_but_not_one_for_all() {
+        let directory = tempfile::tempdir().unwrap();
+        for (before, after) in [(0o755, 0o700), (0o777, 0o700), (0o1777, 0o1777), (0o700, 0o700)] {
+            fs::set_permissions(directory.path(), fs::Permissions::from_mode(before)).unwrap();
+            let _socket = PrivateSocket::bind(&directory.path().join("x.sock")).unwrap();
+            let mode = fs::metadata(directory.path()).unwrap().mode() & 0o7777;
+            let ours = fs::metadata(directory.path()).unwrap().uid() == 0;
+            assert_eq!(mode, if ours { after } else { before }, "{before:o}");
+        }
     }
 
     #[test]

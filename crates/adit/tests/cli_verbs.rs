@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -190,6 +191,34 @@ fn without_root_one_line_says_so_and_what_to_run() {
         "{}",
         ran.stderr
     );
+}
+
+#[test]
+fn who_makes_or_reads_keys_leaves_no_core_dump() {
+    let directory = tempfile::tempdir().unwrap();
+    let program = directory.path().join("adit");
+    fs::copy(ADIT, &program).unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    // The files of a process that must not be dumped belong to root (`proc(5)`).
+    let owner = |arguments: &[&str], expected: u32| {
+        let mut command = Command::new(&program);
+        command.args(arguments).current_dir("/").uid(65_534).gid(65_534).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let environment = PathBuf::from(format!("/proc/{}/environ", child.id()));
+        let owner = || fs::metadata(&environment).unwrap().uid();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while owner() != expected && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let last = owner();
+        assert!(child.try_wait().unwrap().is_none(), "it still runs");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        last
+    };
+    assert_eq!(owner(&["pubkey"], 0), 0);
+    assert_eq!(owner(&["lab", "udp-echo", "--listen", "127.0.0.1:0"], 65_534), 65_534, "no keys, no secret");
 }
 
 #[test]
