@@ -266,10 +266,9 @@ impl Lane {
         }
         let mut error = [0; 1280];
         let packet = self.inside.get(..len).unwrap_or_default();
-        if let Some(len) = icmp::unreachable(Unreachable::Host, packet, &mut error) {
-            if self.tun.write(error.get(..len).unwrap_or_default()).is_err() {
-                self.forwarding.drops.count(DropReason::TunFailed);
-            }
+        let Some(len) = icmp::unreachable(Unreachable::Host, packet, &mut error) else { return };
+        if self.tun.write(error.get(..len).unwrap_or_default()).is_err() {
+            self.forwarding.drops.count(DropReason::TunFailed);
         }
     }
 
