@@ -70,7 +70,7 @@ fn noise(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn runs_arrive_complete_and_in_order_with_and_without_offload() {
+fn r39_runs_arrive_complete_and_in_order_with_and_without_offload() {
     in_namespace(|| {
         for (from, to) in [(OFFLOAD, OFFLOAD), (OFFLOAD, PLAIN), (PLAIN, OFFLOAD), (PLAIN, PLAIN)] {
             let (mut a, mut b) = (UdpCarrier::bind(&from).unwrap(), UdpCarrier::bind(&to).unwrap());
@@ -259,7 +259,7 @@ fn link_local_addresses_keep_their_interface() {
 }
 
 #[test]
-fn a_full_socket_buffer_loses_nothing_that_is_not_counted() {
+fn r19_a_full_socket_buffer_loses_nothing_that_is_not_counted() {
     in_namespace(|| {
         // A queue of 80 Mbit/s keeps packets on the sending socket's account, as a slow device does.
         run("tc qdisc add dev lo root tbf rate 80mbit burst 8kb latency 500ms");

@@ -1,5 +1,6 @@
 //! The driver alone: two of them in namespaces of their own, on real TUN devices and sockets.
 
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use adit::driver::{Driver, DriverConfig};
@@ -11,6 +12,9 @@ use adit_proto::endpoint::Endpoint;
 use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
 use adit_proto::key::StaticSecret;
 use adit_proto::suite::Suite;
+
+/// One test counts what the process has open, so the other waits.
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// A driver with one peer, on a device `adit0` that is up.
 fn start(host: &Host, number: u8, suite: Suite, offload: bool, lanes: usize) -> Driver {
@@ -49,6 +53,7 @@ fn pair(name: &str) -> (Lab, Host, Host) {
 
 #[test]
 fn two_drivers_ping_each_other_in_both_suites_with_and_without_offload() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for (suite, offload, lanes) in [
         (Suite::Aes256Gcm, true, 1),
         (Suite::ChaCha20Poly1305, true, 1),
@@ -73,4 +78,26 @@ fn two_drivers_ping_each_other_in_both_suites_with_and_without_offload() {
         right.stop();
         assert!(!a.has_interface("adit0"));
     }
+}
+
+#[test]
+fn r23_drivers_end_under_load_and_leave_no_thread_descriptor_or_device() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let (_lab, a, b) = pair("races");
+    let count = |what: &str| std::fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
+    let right = start(&b, 2, Suite::Aes256Gcm, true, 2);
+    let mut before = None;
+    for round in 0..12 {
+        let left = start(&a, 1, Suite::Aes256Gcm, true, 1 + round % 2);
+        let mut flood = a.spawn(["ping", "-f", "-q", "10.0.0.2"]).unwrap();
+        assert_eq!(a.ping("fd00::2", 2).unwrap(), 2, "round {round}");
+        left.apply(vec![Command::RemoveAllPeers]);
+        left.stop();
+        assert!(!a.has_interface("adit0"), "round {round}");
+        flood.end();
+        drop(flood);
+        let now = (count("task"), count("fd"));
+        assert_eq!(*before.get_or_insert(now), now, "threads and descriptors in round {round}");
+    }
+    right.stop();
 }
