@@ -180,9 +180,9 @@ fn without_root_one_line_says_so_and_what_to_run() {
     command.args(["gateway", "--home", gateway.home()]).current_dir("/").uid(65534).gid(65534);
     let output = ran(command.output().unwrap());
     let mut command = Command::new(&program);
-    let up = command.args(["up", "/root/laptop.conf"]).current_dir("/").uid(65534).gid(65534);
+    let up = command.args(["up", "/etc/laptop.conf"]).current_dir("/").uid(65534).gid(65534);
     let up = ran(up.output().unwrap());
-    assert!(up.code == 1 && up.stderr.contains("run `sudo adit up /root/laptop.conf`"), "{}", up.stderr);
+    assert!(up.code == 1 && up.stderr.contains("run `sudo adit up /etc/laptop.conf`"), "{}", up.stderr);
     let ran = output;
     assert_eq!(ran.code, 1);
     assert_eq!(ran.stderr.lines().count(), 1, "{}", ran.stderr);

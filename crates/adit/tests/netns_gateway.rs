@@ -75,7 +75,11 @@ fn clients_of_both_suites_come_with_the_gateways_address_and_leave_no_trace() {
         assert_eq!(resolv_conf(client), resolver);
         assert_eq!(net.seen_from(client), own(number));
         assert_eq!(files_below(&home(client).join("run")), [""; 0], "no socket and no pid file");
-        assert!(files_below(&home(client).join("state")).iter().all(|name| name.ends_with(".log")));
+        assert!(
+            files_below(&home(client).join("state"))
+                .iter()
+                .all(|name| { name.ends_with(".log") || name.ends_with(".endpoints.json") })
+        );
     }
     stop_gateway(gateway);
     gateway_before.assert_again(&net.gateway);

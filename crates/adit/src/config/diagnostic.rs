@@ -355,13 +355,21 @@ impl Shown {
     }
 }
 
+/// A name that nobody knows, fit for a message: what stands where a name should may hold a key.
+pub(super) fn unknown_name(name: &str) -> String {
+    const SHOWN: usize = 40;
+    let shown = hide_keys(name).into_iter().take(SHOWN);
+    shown.map(|char| if is_unsafe(char) { '\u{fffd}' } else { char }).collect()
+}
+
 /// The characters of a line with everything that may be a secret replaced by `*`.
 ///
 /// An error in a file must not copy a key into a terminal or a log, so whatever follows the name of a
 /// secret is hidden, and so is anything that looks like a key unless the line speaks of a public one.
 fn hide_keys(line: &str) -> Vec<char> {
     const SECRETS: [&str; 5] = ["privatekey", "private_key", "presharedkey", "preshared_key", "secret"];
-    const KEY_CHARS: usize = 40;
+    // Less than half a key: a line may have been broken in the middle of one. No name we know is that long.
+    const KEY_CHARS: usize = 20;
     let mut chars: Vec<char> = line.chars().collect();
     let lower = line.to_ascii_lowercase();
     let after_secret = SECRETS

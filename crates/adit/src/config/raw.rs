@@ -9,7 +9,7 @@ use std::sync::Arc;
 use toml::de::{DeTable, DeValue};
 use zeroize::Zeroizing;
 
-use super::diagnostic::{Complaint, Place, Report, Source, did_you_mean};
+use super::diagnostic::{Complaint, Place, Report, Source, did_you_mean, unknown_name};
 
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug)]
@@ -254,7 +254,7 @@ impl RawConfig {
                     };
                     self.report.push(
                         Place::Span(name.span()),
-                        Complaint::new(format!("unknown key `{unknown}`"), fix),
+                        Complaint::new(format!("unknown key `{}`", unknown_name(unknown)), fix),
                     );
                 }
             }
@@ -414,5 +414,5 @@ fn unknown_key(section: &str, name: &str) -> Complaint {
         let names: Vec<&str> = here.map(|key| key.name).collect();
         format!("remove it; the keys here are {}", names.join(", "))
     };
-    Complaint::new(format!("unknown key `{name}` in [{section}]"), fix)
+    Complaint::new(format!("unknown key `{}` in [{section}]", unknown_name(name)), fix)
 }

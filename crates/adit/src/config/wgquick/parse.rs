@@ -9,7 +9,7 @@ use adit_proto::suite::Suite;
 use ipnet::IpNet;
 
 use super::{Hook, HookTime, Hooks, Interface, PeerSection, Table, WgQuick};
-use crate::config::diagnostic::{Complaint, Place, Report, Source, did_you_mean};
+use crate::config::diagnostic::{Complaint, Place, Report, Source, did_you_mean, unknown_name};
 use crate::config::host_port::{is_name, port_number};
 use crate::config::reader::parse_prefix;
 use crate::config::value::{parse_fwmark, parse_keepalive, parse_mtu, parse_suite, parse_switch};
@@ -381,7 +381,7 @@ impl Parser {
         } else {
             format!("remove it; the keys here are {}", keys.join(", "))
         };
-        self.error(key, &format!("unknown key `{}` in {here}", key.text), fix);
+        self.error(key, &format!("unknown key `{}` in {here}", unknown_name(key.text)), fix);
     }
 
     fn error(&mut self, piece: Piece<'_>, reason: &str, fix: impl Into<String>) {

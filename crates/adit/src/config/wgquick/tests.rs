@@ -156,6 +156,16 @@ fn hooks_are_refused_unless_allowed() {
 }
 
 #[test]
+fn a_key_without_its_equals_sign_is_no_name_to_show() {
+    for damage in [" \u{1} ", " ", ": ", " \u{2003}"] {
+        let text = format!("[Interface]\nPrivateKey{damage}{KEY}\n");
+        let report = WgQuick::parse(&Source::new("x", text), Hooks::Refused).unwrap_err();
+        assert!(!report.render(false).contains(&KEY[10..30]), "{}", report.render(false));
+        assert!(!report.to_string().contains(&KEY[10..30]), "{report}");
+    }
+}
+
+#[test]
 fn every_error_is_found_and_no_secret_is_shown() {
     let text =
         interface("MTU = 1\nTable = x").replace(KEY, &format!("{KEY}x")) + "[Peer]\nPublicKey = short\n";
