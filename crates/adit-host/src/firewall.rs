@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 use std::fs::File;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use nftables::batch::Batch;
@@ -44,6 +44,9 @@ pub struct GatewayFirewall {
     pub inside: Vec<IpNet>,
     /// Our own ports, which no masqueraded connection may ever get.
     pub listeners: Vec<Listener>,
+    /// Our own addresses and ports inside, TCP and UDP, which only the tunnel may reach.
+    #[serde(default)]
+    pub services: Vec<SocketAddr>,
     pub masquerade: bool,
     pub client_to_client: bool,
     /// Destinations that clients may not reach through the gateway.
@@ -106,6 +109,10 @@ impl fmt::Display for Firewall {
                 }
                 let between = if it.client_to_client { "may" } else { "may not" };
                 write!(f, " new connections only from {}, clients {between} reach each other", it.link)?;
+                if !it.services.is_empty() {
+                    let services: Vec<String> = it.services.iter().map(ToString::to_string).collect();
+                    write!(f, ", only {} reaches {}", it.link, services.join(" "))?;
+                }
                 if !it.denied.is_empty() {
                     let denied: Vec<String> = it.denied.iter().map(ToString::to_string).collect();
                     write!(f, ", nor {}", denied.join(" "))?;
@@ -243,6 +250,16 @@ impl GatewayFirewall {
                 let from_port = is(payload(protocol, "sport"), set(ports));
                 let outside = meta_is_not(MetaKey::Oifname, &self.link);
                 table.rule("raw_output", [outside, from_us, from_port, Statement::Notrack]);
+            }
+        }
+
+        for service in &self.services {
+            // A neighbour may send to an inside address as well, and so may a program of this host.
+            for protocol in ["tcp", "udp"] {
+                let elsewhere = meta_is_not(MetaKey::Iifname, &self.link);
+                let to_service = in_network("daddr", IpNet::from(service.ip()));
+                let to_port = is(payload(protocol, "dport"), number(service.port().into()));
+                table.rule("raw_prerouting", [elsewhere, to_service, to_port, Statement::Drop(None)]);
             }
         }
 

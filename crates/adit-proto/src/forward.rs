@@ -94,6 +94,11 @@ impl Forwarding {
         }
     }
 
+    /// The peer whose allowed IPs hold `address`: only it may send from there.
+    pub fn path_of(&self, address: core::net::IpAddr) -> Option<Arc<Path>> {
+        self.table.load().path(address).cloned()
+    }
+
     /// The route of an inside packet or superpacket.
     pub fn depart(&self, now: Instant, header: &InsideHeader) -> Departure {
         let table = self.table.load();

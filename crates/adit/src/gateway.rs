@@ -9,7 +9,9 @@
 
 mod peers;
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use adit_host::{GatewayHost, Guard, Listener, Plan, Transport};
@@ -28,6 +30,7 @@ use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::heard::{Heard, HeardFile, SESSION_SECS};
 use crate::home::Home;
+use crate::inside::{self, Facts, InsideApi};
 use crate::instance::{Instance, Wake, unix_secs};
 use crate::privilege;
 use crate::socket::PrivateSocket;
@@ -67,6 +70,7 @@ pub fn run(home: &Home, layers: &Layers) -> anyhow::Result<ExitCode> {
 // The order of the fields is the order in which they go when opening fails half-way: the host is put
 // back while the device is there.
 struct Gateway {
+    inside_api: InsideApi,
     guard: Guard,
     socket: PrivateSocket,
     instance: Instance,
@@ -95,6 +99,8 @@ const LIVE: &[&str] = &[
     "gateway.fwmark",
     "gateway.masquerade",
     "gateway.client_to_client",
+    "gateway.inside_api",
+    "ip.services",
 ];
 
 impl Gateway {
@@ -127,7 +133,10 @@ impl Gateway {
         warn_of_default_routes(&config.peers, &[]);
         let to_greet = introduce_peers(&instance, &config, &before);
         describe(&mut instance, &config, mtu_bytes);
+        let inside_api = InsideApi::start(&instance.driver.forwarding(), callers_and_doors(&config))
+            .context("cannot start the inside API")?;
         Ok(Self {
+            inside_api,
             guard,
             socket,
             instance,
@@ -204,6 +213,7 @@ impl Gateway {
         commands.extend(differing);
         self.instance.driver.apply(commands);
         describe(&mut self.instance, &new, mtu_bytes);
+        self.inside_api.change(callers_and_doors(&new));
         warn_of_default_routes(&new.peers, &self.config.peers);
         self.config = new;
         Ok(Changes { needs_restart, ..changes })
@@ -245,8 +255,9 @@ impl Gateway {
     }
 
     fn close(self) -> anyhow::Result<()> {
-        let Self { guard, socket, instance, mut heard, .. } = self;
+        let Self { inside_api, guard, socket, instance, mut heard, .. } = self;
         drop(socket);
+        drop(inside_api);
         heard.save(&instance.driver.snapshot().peers, true);
         let undone = guard.undo();
         instance.driver.stop();
@@ -332,11 +343,27 @@ fn plan(config: &Config, port: u16, mtu_bytes: u32) -> Plan {
         mtu_bytes,
         routes: carried(routes),
         listeners: vec![Listener { transport: Transport::Udp, port }],
+        services: inside_api(config),
         masquerade: gateway.masquerade,
         client_to_client: gateway.client_to_client,
         denied: Vec::new(),
         links_accepting_ra: adit_host::links_accepting_router_advertisements(),
     })
+}
+
+fn callers_and_doors(config: &Config) -> inside::Wanted {
+    let enabled = config.peers.iter().filter(|peer| peer.enabled);
+    let facts = |peer: &Peer| Facts { name: peer.name.to_string(), inside: peer.addresses.clone() };
+    inside::Wanted {
+        interface: config.gateway.interface.to_string(),
+        addresses: inside_api(config),
+        peers: Arc::new(enabled.map(|peer| (peer.public_key, facts(peer))).collect()),
+    }
+}
+
+fn inside_api(config: &Config) -> Vec<SocketAddr> {
+    let ipv6 = adit_host::ipv6_enabled();
+    config.gateway.inside_api().into_iter().filter(|at| ipv6 || at.is_ipv4()).collect()
 }
 
 /// Without those of IPv6 where the host has it off and would refuse them.

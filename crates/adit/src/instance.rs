@@ -1,6 +1,7 @@
 //! A running gateway or client: who it is, and what wakes it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use adit_proto::event::{Command, Event, PeerStatus, PeerUpdate};
@@ -44,6 +45,8 @@ pub struct Instance {
     pub driver: Driver,
     /// The peers that are configured by name.
     pub endpoints: Endpoints,
+    /// Where the inside APIs of peers answer, as far as known.
+    pub inside_apis: HashMap<PublicKey, Vec<SocketAddr>>,
     heard: HashSet<PublicKey>,
     names: HashMap<PublicKey, (usize, Option<String>)>,
     since: SystemTime,
@@ -68,6 +71,7 @@ impl Instance {
             interface,
             addresses: Vec::new(),
             mtu_bytes: 0,
+            inside_apis: HashMap::new(),
             heard: HashSet::new(),
             names: HashMap::new(),
             since: SystemTime::now(),
@@ -213,6 +217,7 @@ impl Instance {
             mtu_bytes: self.mtu_bytes,
             lanes: device.lanes,
             offload: device.offload,
+            fwmark: device.fwmark,
             peers: device.peers.iter().map(|peer| self.peer_report(peer)).collect(),
             drops: device
                 .drops
@@ -236,6 +241,7 @@ impl Instance {
                 .handshake_rtt
                 .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
             persistent_keepalive_secs: peer.persistent_keepalive_secs,
+            inside_api: self.inside_apis.get(&peer.public_key).cloned().unwrap_or_default(),
             rx_bytes: peer.rx_bytes,
             tx_bytes: peer.tx_bytes,
             has_session: peer.has_session,

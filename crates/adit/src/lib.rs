@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod heard;
 pub mod home;
 pub mod init;
+pub mod inside;
 pub mod instance;
 pub mod keys;
 pub mod log;

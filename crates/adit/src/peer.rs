@@ -244,6 +244,7 @@ fn gateway_section(
         allowed_ips,
         endpoint: Some(endpoint),
         persistent_keepalive_secs: CLIENT_KEEPALIVE_SECS,
+        inside_api: config.gateway.inside_api(),
     })
 }
 

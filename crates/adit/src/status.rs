@@ -1,6 +1,7 @@
 //! How the instances of a home are: a page for people, JSON for programs.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -44,6 +45,9 @@ pub struct Report {
     pub lanes: usize,
     /// Which offloads of the kernel are in use.
     pub offload: String,
+    /// The mark on outside packets; 0 is none.
+    #[serde(default)]
+    pub fwmark: u32,
     /// The peers in the order of the configuration.
     pub peers: Vec<PeerReport>,
     /// Packets dropped, by reason; reasons that never occurred are left out.
@@ -69,6 +73,9 @@ pub struct PeerReport {
     pub handshake_rtt_micros: Option<u64>,
     /// Seconds between keepalives; 0 is off.
     pub persistent_keepalive_secs: u16,
+    /// Where its inside API answers, as far as known.
+    #[serde(default)]
+    pub inside_api: Vec<SocketAddr>,
     /// Bytes received from it.
     pub rx_bytes: u64,
     /// Bytes sent to it.
@@ -286,6 +293,7 @@ mod tests {
             last_handshake_secs_ago: Some(75),
             handshake_rtt_micros: Some(1500),
             persistent_keepalive_secs: 0,
+            inside_api: Vec::new(),
             rx_bytes: 1_258_291,
             tx_bytes: 12,
             has_session: true,
@@ -310,6 +318,7 @@ mod tests {
             mtu_bytes: 1420,
             lanes: 2,
             offload: "tso, uso".to_owned(),
+            fwmark: 0,
             peers: vec![peer, silent],
             drops: BTreeMap::from([("no_route".to_owned(), 3)]),
         }

@@ -8,6 +8,7 @@ fn gateway(listeners: &[(Transport, u16)]) -> GatewayFirewall {
             .iter()
             .map(|(transport, port)| Listener { transport: *transport, port: *port })
             .collect(),
+        services: vec![],
         masquerade: true,
         client_to_client: false,
         denied: vec![],
@@ -52,6 +53,34 @@ fn the_gateway_ruleset_is_this() {
     let firewall =
         Firewall::Gateway(GatewayFirewall { denied: vec!["10.0.0.0/8".parse().unwrap()], ..firewall });
     assert_is(&firewall, include_str!("gateway.jsonl"));
+}
+
+#[test]
+fn a_service_inside_is_closed_to_all_but_the_tunnel_for_tcp_and_udp() {
+    let rules = |services: &[&str]| {
+        let services = services.iter().map(|it| it.parse().unwrap()).collect();
+        objects(&Firewall::Gateway(GatewayFirewall { services, ..gateway(&[]) }))
+    };
+    let without = rules(&[]);
+    let with: Vec<Value> = rules(&["10.9.0.1:9585", "[fd00:9::1]:9585"])
+        .into_iter()
+        .filter(|it| !without.contains(it))
+        .collect();
+    assert_eq!(with.len(), 4);
+    let of = |rule: &Value, index: usize, path: &str| {
+        rule["add"]["rule"]["expr"][index].pointer(path).unwrap().clone()
+    };
+    for (rule, (address, protocol)) in with
+        .iter()
+        .zip(["10.9.0.1", "fd00:9::1"].into_iter().flat_map(|address| ["tcp", "udp"].map(|it| (address, it))))
+    {
+        assert_eq!(of(rule, 0, "/match/op"), "!=", "{rule}");
+        assert_eq!(of(rule, 0, "/match/right"), "adit0");
+        assert_eq!(of(rule, 1, "/match/right"), address);
+        assert_eq!(of(rule, 2, "/match/left/payload/protocol"), protocol);
+        assert_eq!(of(rule, 2, "/match/right"), 9585);
+        assert_eq!(rule["add"]["rule"]["expr"][3], serde_json::json!({"drop": null}));
+    }
 }
 
 #[test]

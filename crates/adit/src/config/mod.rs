@@ -15,12 +15,14 @@ mod host_port;
 pub mod name;
 mod raw;
 mod reader;
+mod service_url;
 #[cfg(test)]
 mod tests;
 mod value;
 pub mod wgquick;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::num::NonZeroU16;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,8 +37,11 @@ pub use self::host_port::parse_listen;
 pub use self::name::{InterfaceName, PeerName};
 pub use self::raw::{KEYS, Key, Kind, Layers, Origin, RawConfig};
 pub(crate) use self::reader::{parse_network, parse_network6, parse_prefix};
+pub use self::service_url::ServiceUrl;
 pub use self::value::{Lanes, Mtu, Offload, parse_fwmark, parse_keepalive, parse_lanes, parse_log_format};
-pub use self::value::{parse_log_level, parse_mtu, parse_offload, parse_suite, parse_switch};
+pub use self::value::{
+    parse_inside_api, parse_log_level, parse_mtu, parse_offload, parse_suite, parse_switch,
+};
 use crate::endpoint::HostPort;
 use crate::home::Home;
 use crate::log::LogOptions;
@@ -54,6 +59,8 @@ pub struct Config {
     pub peers: Vec<Peer>,
     /// What to log, how and where.
     pub log: LogOptions,
+    /// The services that `adit ip` asks in turn.
+    pub ip_services: Vec<ServiceUrl>,
     /// Every key that is not a peer's, with its value and who decided it.
     pub settings: Vec<Setting>,
 }
@@ -85,6 +92,8 @@ pub struct Gateway {
     pub offload: Offload,
     /// How many lanes carry packets.
     pub lanes: Lanes,
+    /// The port of the inside API; `None` is off.
+    pub inside_api: Option<NonZeroU16>,
 }
 
 /// A peer of the gateway.
@@ -147,21 +156,25 @@ impl Config {
         Self::try_from(RawConfig::read(source, directory, layers))
     }
 
+    /// The services that `adit ip` asks in turn: those of the flags and variables in `layers`, or of the
+    /// configuration of `home` where there is one, or the usual ones. The file needs no gateway in it.
+    ///
+    /// # Errors
+    /// Every error there is, with its place.
+    pub fn ip_services(home: &Home, layers: &Layers) -> Result<Vec<ServiceUrl>, Report> {
+        let path = home.config_file();
+        let is_there = path.try_exists().unwrap_or(false);
+        let source = if is_there { read_source(&path)? } else { Source::new("services", "") };
+        reader::ip_services(RawConfig::read(&source, Path::new("."), &layers.of_section("ip")))
+    }
+
     /// The logging that flags and variables ask for, where there is no configuration file.
     ///
     /// # Errors
     /// Every error there is, with its place.
     pub fn log_without_file(layers: &Layers) -> Result<LogOptions, Report> {
-        let only_log = Layers {
-            flags: layers.flags.iter().filter(|(key, ..)| key.starts_with("log.")).cloned().collect(),
-            environment: layers
-                .environment
-                .iter()
-                .filter(|(name, _)| name.starts_with("ADIT_LOG_"))
-                .cloned()
-                .collect(),
-        };
-        reader::log(RawConfig::read(&Source::new("logging", ""), Path::new("."), &only_log))
+        let source = Source::new("logging", "");
+        reader::log(RawConfig::read(&source, Path::new("."), &layers.of_section("log")))
     }
 }
 
@@ -183,6 +196,12 @@ impl Gateway {
             Ipv6Net::new_assert(Ipv6Addr::from(first6), network.prefix_len())
         });
         std::iter::once(IpNet::V4(v4)).chain(v6.map(IpNet::V6)).collect()
+    }
+
+    /// Where the inside API answers; nowhere when it is off.
+    pub fn inside_api(&self) -> Vec<SocketAddr> {
+        let Some(port) = self.inside_api else { return Vec::new() };
+        self.addresses().iter().map(|net| (net.addr(), port.get()).into()).collect()
     }
 }
 

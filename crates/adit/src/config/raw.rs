@@ -14,7 +14,7 @@ use super::diagnostic::{Complaint, Place, Report, Source, did_you_mean, unknown_
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// The section: `gateway`, `log`, or `peer` for the keys of each peer.
+    /// The section: `gateway`, `log`, `ip`, or `peer` for the keys of each peer.
     pub section: &'static str,
     /// The name in its section.
     pub name: &'static str,
@@ -71,6 +71,8 @@ pub const KEYS: &[Key] = &[
     key("gateway", "client_to_client", Kind::Switch, Some("true"), "clients reach each other"),
     key("gateway", "offload", Kind::Text, Some("auto"), "offloads of the kernel: auto or off"),
     key("gateway", "lanes", Kind::NumberOrText, Some("auto"), "threads that carry packets: auto or a number"),
+    key("gateway", "inside_api", Kind::NumberOrText, Some("9585"), "port of the inside API, or off"),
+    key("ip", "services", Kind::List, None, "URLs that `adit ip` asks in turn"),
     key("log", "level", Kind::Text, Some("info"), "off, error, warn, info, debug or trace"),
     key("log", "format", Kind::Text, Some("text"), "text or json"),
     key("log", "file", Kind::Text, Some("-"), "path of the log file; - is standard error"),
@@ -161,6 +163,15 @@ impl Layers {
             || self.environment.iter().any(|(name, _)| name.starts_with("ADIT_LOG_"))
     }
 
+    /// Only what is said about one section.
+    pub fn of_section(&self, section: &str) -> Self {
+        let (key, name) = (format!("{section}."), variable(section, ""));
+        Self {
+            flags: self.flags.iter().filter(|(flag, ..)| flag.starts_with(&key)).cloned().collect(),
+            environment: self.environment.iter().filter(|(it, _)| it.starts_with(&name)).cloned().collect(),
+        }
+    }
+
     /// Adds a flag that sets `key` (`section.name`).
     pub fn flag(&mut self, key: &'static str, flag: &str, value: impl fmt::Display) {
         self.flags.push((key, flag.to_owned(), value.to_string()));
@@ -205,7 +216,7 @@ impl RawConfig {
     }
 
     fn read_document(&mut self, table: &DeTable<'_>) {
-        const TOP: [&str; 4] = ["config_version", "gateway", "peer", "log"];
+        const TOP: [&str; 5] = ["config_version", "gateway", "peer", "log", "ip"];
         for (name, value) in table.iter() {
             let span = value.span();
             match (name.get_ref().as_ref(), value.get_ref()) {
@@ -215,7 +226,7 @@ impl RawConfig {
                         _ => None,
                     }));
                 }
-                (section @ ("gateway" | "log"), DeValue::Table(table)) => {
+                (section @ ("gateway" | "log" | "ip"), DeValue::Table(table)) => {
                     for (key, raw) in self.read_table(section, table) {
                         self.settings.insert(key.path(), raw);
                     }
@@ -233,7 +244,7 @@ impl RawConfig {
                         }
                     }
                 }
-                (section @ ("gateway" | "log" | "peer"), _) => {
+                (section @ ("gateway" | "log" | "peer" | "ip"), _) => {
                     let place = Place::Span(name.span());
                     for key in KEYS.iter().filter(|key| key.section == section) {
                         let raw = Raw { items: None, place: place.clone(), origin: self.origin(&span) };
@@ -245,11 +256,11 @@ impl RawConfig {
                     let in_section = KEYS.iter().find(|key| key.name == unknown);
                     let fix = match (did_you_mean(unknown, TOP), in_section) {
                         (Some("peer"), _) => "did you mean `[[peer]]`?".to_owned(),
-                        (Some(word @ ("gateway" | "log")), _) => format!("did you mean `[{word}]`?"),
+                        (Some(word @ ("gateway" | "log" | "ip")), _) => format!("did you mean `[{word}]`?"),
                         (Some(word), _) => format!("did you mean `{word}`?"),
                         (None, Some(key)) => format!("move it below `[{}]`", key.section),
                         (None, None) => {
-                            "remove it; the sections are [gateway], [[peer]] and [log]".to_owned()
+                            "remove it; the sections are [gateway], [[peer]], [log] and [ip]".to_owned()
                         }
                     };
                     self.report.push(
@@ -385,7 +396,7 @@ pub(super) fn find(section: &str, name: &str) -> Option<&'static Key> {
 }
 
 fn sections() -> impl Iterator<Item = &'static str> {
-    ["gateway", "log"].into_iter()
+    ["gateway", "log", "ip"].into_iter()
 }
 
 fn variable(section: &str, name: &str) -> String {

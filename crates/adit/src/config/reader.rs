@@ -13,9 +13,10 @@ use zeroize::Zeroizing;
 use super::diagnostic::{Complaint, Place, Report};
 use super::host_port::parse_listen;
 use super::raw::{Item, KEYS, Raw, RawConfig, RawPeer, find};
+use super::service_url::ServiceUrl;
 use super::value::{
-    number, parse_fwmark, parse_keepalive, parse_lanes, parse_log_format, parse_log_level, parse_mtu,
-    parse_offload, parse_suite, parse_switch,
+    number, parse_fwmark, parse_inside_api, parse_keepalive, parse_lanes, parse_log_format, parse_log_level,
+    parse_mtu, parse_offload, parse_suite, parse_switch,
 };
 use super::{CONFIG_VERSION, Config, Gateway, Kind, Mtu, Origin, Peer, Setting};
 use crate::keys::{self, KeyError};
@@ -27,11 +28,24 @@ pub(super) fn config(raw: RawConfig) -> Result<Config, Report> {
     reader.version();
     let gateway = reader.gateway();
     let log = reader.log_options();
+    let ip_services = reader.ip_services();
     let peers = reader.peers(gateway.as_ref());
     let Reader { raw, mut settings } = reader;
     settings.sort_by_key(|setting| KEYS.iter().position(|key| key.path() == setting.key));
-    let config = gateway.zip(peers).zip(log);
-    raw.report.into_result(config.map(|((gateway, peers), log)| Config { gateway, peers, log, settings }))
+    let config = gateway.zip(peers).zip(log.zip(ip_services));
+    raw.report.into_result(config.map(|((gateway, peers), (log, ip_services))| Config {
+        gateway,
+        peers,
+        log,
+        ip_services,
+        settings,
+    }))
+}
+
+pub(super) fn ip_services(raw: RawConfig) -> Result<Vec<ServiceUrl>, Report> {
+    let mut reader = Reader { raw, settings: Vec::new() };
+    let services = reader.ip_services();
+    reader.raw.report.into_result(services)
 }
 
 pub(super) fn log(raw: RawConfig) -> Result<LogOptions, Report> {
@@ -83,6 +97,15 @@ impl Reader {
         let client_to_client = self.setting("gateway.client_to_client", parse_switch);
         let offload = self.setting("gateway.offload", parse_offload);
         let lanes = self.setting("gateway.lanes", parse_lanes);
+        let inside_place = self.place("gateway.inside_api");
+        let inside_api = self.setting("gateway.inside_api", parse_inside_api);
+        if let (Some(port), Some(Some(inside))) = (listen_port, inside_api)
+            && port == inside.get()
+        {
+            let fix = "choose another port for one of the two, or write `inside_api = \"off\"`";
+            let reason = format!("the inside API cannot have UDP port {port}, peers are listened to there");
+            self.raw.report.push(inside_place, Complaint::new(reason, fix));
+        }
         if let (Some(Mtu::Bytes(..1280)), Some(Some(_))) = (mtu, network6) {
             let complaint = Complaint::new(
                 "IPv6 needs an MTU of at least 1280 bytes (RFC 8200 section 5)",
@@ -103,7 +126,42 @@ impl Reader {
             client_to_client: client_to_client?,
             offload: offload?,
             lanes: lanes?,
+            inside_api: inside_api?,
         })
+    }
+
+    /// Each item may name several, so that a variable and a flag can name as many as the file.
+    fn ip_services(&mut self) -> Option<Vec<ServiceUrl>> {
+        let path = "ip.services";
+        let Some(raw) = self.raw.settings.remove(path) else {
+            let value = String::new();
+            self.settings.push(Setting { key: path.to_owned(), value, origin: Origin::Default });
+            return Some(ServiceUrl::usual());
+        };
+        let items = raw.items?;
+        let value = items.iter().map(|item| item.text.as_str()).collect::<Vec<_>>().join(" ");
+        self.settings.push(Setting { key: path.to_owned(), value, origin: raw.origin });
+        let mut services = Vec::new();
+        let mut is_right = true;
+        for item in &items {
+            let words = item.text.split([' ', ',', '\t', '\n']).filter(|word| !word.is_empty());
+            for word in words {
+                match word.parse() {
+                    Ok(service) => services.push(service),
+                    Err(complaint) => {
+                        self.raw.report.push(item.place.clone(), complaint);
+                        is_right = false;
+                    }
+                }
+            }
+        }
+        if is_right && !(1..=ServiceUrl::MOST).contains(&services.len()) {
+            let reason = format!("these are {} services", services.len());
+            let fix = format!("name 1 to {}, or remove the key for the usual ones", ServiceUrl::MOST);
+            self.raw.report.push(raw.place, Complaint::new(reason, fix));
+            is_right = false;
+        }
+        is_right.then_some(services)
     }
 
     fn log_options(&mut self) -> Option<LogOptions> {

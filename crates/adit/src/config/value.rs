@@ -77,6 +77,22 @@ pub fn parse_offload(text: &str) -> Result<Offload, Complaint> {
     choice(text, &[("auto", Offload::Auto), ("off", Offload::Off)])
 }
 
+/// A port, or "off".
+///
+/// # Errors
+/// Anything else.
+pub fn parse_inside_api(text: &str) -> Result<Option<NonZeroU16>, Complaint> {
+    let port = number(text).and_then(|port| u16::try_from(port).ok()).and_then(NonZeroU16::new);
+    match port {
+        Some(port) => Ok(Some(port)),
+        None if text == "off" => Ok(None),
+        None => Err(Complaint::new(
+            format!("`{text}` is not a port for the inside API"),
+            "write a port from 1 to 65535, for example 9585, or \"off\"",
+        )),
+    }
+}
+
 /// The mark on outside packets, decimal or hexadecimal; "off" is 0, no mark.
 ///
 /// # Errors

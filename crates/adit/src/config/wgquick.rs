@@ -1,14 +1,14 @@
 //! wg-quick's `.conf` files (`wg-quick(8)`, `wg(8)`), read as they are and written.
 //!
 //! Keys of our own stand in comments, so that the same file loads in a stock WireGuard app:
-//! `# adit: suite = aes-256-gcm` and `# adit: name = home`, both below `[Peer]`.
+//! `# adit: suite = aes-256-gcm`, `# adit: name = home` and `# adit: inside_api = 10.86.0.1:9585`, all below `[Peer]`.
 
 mod parse;
 #[cfg(test)]
 mod tests;
 
 use std::fmt::{self, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -73,6 +73,8 @@ pub struct PeerSection {
     pub endpoint: Option<HostPort>,
     /// Seconds between persistent keepalives; 0 is off.
     pub persistent_keepalive_secs: u16,
+    /// Where the peer's inside API answers (our own key).
+    pub inside_api: Vec<SocketAddr>,
 }
 
 /// Where the routes of the allowed IPs go.
@@ -138,7 +140,8 @@ impl WgQuick {
     /// The file as text, erased when dropped. Parsing it gives the same tunnel.
     pub fn to_text(&self) -> Zeroizing<String> {
         // Room for all of it: a string that grows leaves copies of the keys behind.
-        let entries = self.peers.iter().map(|peer| peer.allowed_ips.len() + 16).sum::<usize>();
+        let entries =
+            self.peers.iter().map(|peer| peer.allowed_ips.len() + peer.inside_api.len() + 16).sum::<usize>();
         let interface = &self.interface;
         let hooks = interface.hooks.iter().map(|hook| hook.command.len() + 16).sum::<usize>();
         let domains = interface.search_domains.iter().map(|domain| domain.len() + 2).sum::<usize>();
@@ -207,6 +210,7 @@ fn write_peer(out: &mut String, peer: &PeerSection) -> fmt::Result {
     if peer.suite != Suite::default() {
         writeln!(out, "# adit: suite = {}", peer.suite)?;
     }
+    write_list(out, "# adit: inside_api", peer.inside_api.iter())?;
     writeln!(out, "PublicKey = {}", keys::public_text(&peer.public_key))?;
     if let Some(key) = &peer.preshared_key {
         writeln!(out, "PresharedKey = {}", keys::secret_text(key.as_bytes()).as_str())?;

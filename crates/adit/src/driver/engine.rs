@@ -85,6 +85,10 @@ impl EngineThread {
         Ok((thread, lanes))
     }
 
+    pub(super) fn forwarding(&self) -> Arc<Forwarding> {
+        Arc::clone(&self.forwarding)
+    }
+
     pub(super) fn run(mut self) {
         while self.turn() {
             self.engine.handle_timeout(clock());

@@ -15,10 +15,12 @@ mod mailbox;
 mod outgoing;
 
 use std::io;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use adit_io::tun::Tun;
 use adit_proto::event::{Command, Event, PeerStatus};
+use adit_proto::forward::Forwarding;
 use adit_proto::key::StaticSecret;
 use adit_proto::reason::DropReason;
 use crossbeam_channel::{Receiver, bounded};
@@ -45,6 +47,7 @@ pub struct DriverConfig {
 pub struct Driver {
     requests: crossbeam_channel::Sender<Request>,
     events: Receiver<DriverEvent>,
+    forwarding: Arc<Forwarding>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -97,8 +100,9 @@ impl Driver {
         let requests = mailbox.requests.clone();
         let (engine, lanes) = EngineThread::new(config, mailbox, inbox, events_out)?;
         let start = |name: String| std::thread::Builder::new().name(name);
+        let forwarding = engine.forwarding();
         let engine = start("engine".into()).spawn(|| engine.run())?;
-        let mut driver = Self { requests, events, threads: vec![engine] };
+        let mut driver = Self { requests, events, forwarding, threads: vec![engine] };
         for (number, lane) in lanes.into_iter().enumerate() {
             driver.threads.push(start(format!("lane-{number}")).spawn(|| lane.run())?);
         }
@@ -142,6 +146,11 @@ impl Driver {
     /// Without `CAP_NET_ADMIN`.
     pub fn set_fwmark(&self, fwmark: u32) -> io::Result<()> {
         self.ask(|answer| Request::SetFwmark(fwmark, answer)).unwrap_or_else(|| Err(ended()))
+    }
+
+    /// What the lanes see: which peer an inside address belongs to, and where that peer is.
+    pub fn forwarding(&self) -> Arc<Forwarding> {
+        Arc::clone(&self.forwarding)
     }
 
     /// News, as it comes. At most 1,024 wait; later ones are dropped until some are taken.

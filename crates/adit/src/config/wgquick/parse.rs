@@ -1,7 +1,7 @@
 //! The reading half: lines, sections, keys.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use adit_proto::key::PublicKey;
@@ -31,7 +31,7 @@ const INTERFACE_KEYS: [&str; 12] = [
     "SaveConfig",
 ];
 const PEER_KEYS: [&str; 5] = ["PublicKey", "PresharedKey", "AllowedIPs", "Endpoint", "PersistentKeepalive"];
-const OWN_KEYS: [&str; 2] = ["name", "suite"];
+const OWN_KEYS: [&str; 3] = ["name", "suite", "inside_api"];
 
 pub(super) fn parse(source: &Arc<Source>, hooks: Hooks) -> Result<WgQuick, Report> {
     let mut parser = Parser {
@@ -102,6 +102,7 @@ struct PeerDraft {
     allowed_ips: Vec<(IpNet, Place)>,
     endpoint: Option<crate::endpoint::HostPort>,
     persistent_keepalive_secs: u16,
+    inside_api: Vec<SocketAddr>,
 }
 
 impl Parser {
@@ -248,7 +249,7 @@ impl Parser {
         let Some(name) = known(key.text, &OWN_KEYS) else {
             let fix = match did_you_mean(key.text, OWN_KEYS) {
                 Some(word) => format!("did you mean `{word}`?"),
-                None => "the settings are `suite` and `name`".to_owned(),
+                None => "the settings are `suite`, `name` and `inside_api`".to_owned(),
             };
             return self.error(key, &format!("unknown setting `{}`", key.text), fix);
         };
@@ -261,6 +262,7 @@ impl Parser {
         }
         match name {
             "name" => draft.name = self.value(value, str::parse),
+            "inside_api" => draft.inside_api = self.list(value, parse_socket_address),
             _ => draft.suite = self.value(value, parse_suite).unwrap_or_default(),
         }
         self.peers.push(draft);
@@ -344,6 +346,7 @@ impl Parser {
                 allowed_ips,
                 endpoint: draft.endpoint,
                 persistent_keepalive_secs: draft.persistent_keepalive_secs,
+                inside_api: draft.inside_api,
             });
         }
         (peers.len() == count).then_some(peers)
@@ -434,6 +437,7 @@ impl PeerDraft {
             allowed_ips: Vec::new(),
             endpoint: None,
             persistent_keepalive_secs: 0,
+            inside_api: Vec::new(),
         }
     }
 }
@@ -474,6 +478,15 @@ fn parse_table(text: &str) -> Result<Table, Complaint> {
 fn parse_listen_port(text: &str) -> Result<u16, Complaint> {
     port_number(text).ok_or_else(|| {
         Complaint::new(format!("`{text}` is not a port"), "write a number from 0 (any free port) to 65535")
+    })
+}
+
+fn parse_socket_address(text: &str) -> Result<SocketAddr, Complaint> {
+    text.parse().ok().filter(|address: &SocketAddr| address.port() != 0).ok_or_else(|| {
+        Complaint::new(
+            format!("`{text}` is not an address with a port"),
+            "write it as the gateway did, for example 10.86.0.1:9585 or [fd86::1]:9585",
+        )
     })
 }
 

@@ -255,6 +255,11 @@ fn an_interface() -> impl Strategy<Value = Interface> {
         )
 }
 
+/// Flow labels and scopes are not written.
+fn plain(address: std::net::SocketAddr) -> std::net::SocketAddr {
+    (address.ip(), address.port()).into()
+}
+
 fn a_peer() -> impl Strategy<Value = PeerSection> {
     let public_key =
         any::<[u8; 32]>().prop_filter("all zeros is refused", |key| key != &[0; 32]).prop_map(PublicKey);
@@ -270,9 +275,19 @@ fn a_peer() -> impl Strategy<Value = PeerSection> {
         prop::collection::vec(network().prop_map(|network| network.trunc()), 0..5),
         proptest::option::of(endpoint()),
         any::<u16>(),
+        prop::collection::vec(any::<std::net::SocketAddr>().prop_map(plain), 0..3),
     )
         .prop_map(
-            |(name, suite, public_key, preshared_key, allowed_ips, endpoint, persistent_keepalive_secs)| {
+            |(
+                name,
+                suite,
+                public_key,
+                preshared_key,
+                allowed_ips,
+                endpoint,
+                persistent_keepalive_secs,
+                inside_api,
+            )| {
                 PeerSection {
                     name,
                     suite,
@@ -281,6 +296,7 @@ fn a_peer() -> impl Strategy<Value = PeerSection> {
                     allowed_ips,
                     endpoint,
                     persistent_keepalive_secs,
+                    inside_api,
                 }
             },
         )

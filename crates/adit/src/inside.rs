@@ -1,0 +1,89 @@
+//! The inside API: what the gateway tells and does for its peers, on its inside addresses only.
+//! `docs/inside-api.md` is its contract.
+//!
+//! ```text
+//!   peer ─► tunnel ─► lane: cryptokey routing ─► TUN ─► door (address, port, interface) ─► caller ─► answer
+//! ```
+//!
+//! A caller is known by its inside address: a packet that a lane lets out of the TUN device comes from the peer whose
+//! allowed IPs hold its source. The doors are bound to the TUN device, so nothing else reaches them.
+
+mod caller;
+mod door;
+mod echo;
+mod request;
+mod seats;
+mod transfer;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use adit_proto::forward::Forwarding;
+use adit_proto::key::PublicKey;
+use tokio::sync::watch;
+
+use self::caller::Callers;
+use self::door::Kind;
+use self::request::Desk;
+
+pub use self::caller::Facts;
+pub use self::echo::{PROBE_BYTES, probe, sequence_of_answer};
+pub use self::transfer::SECONDS_MAX as TRANSFER_SECONDS_MAX;
+
+/// Where the API answers, and what it knows about peers.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// The tunnel interface.
+    pub interface: String,
+    /// Our own inside addresses, each with the port.
+    pub addresses: Vec<SocketAddr>,
+    /// The peers that may call.
+    pub peers: Arc<HashMap<PublicKey, Facts>>,
+}
+
+/// The running API: one thread for HTTP, one for echoes, so that a transfer does not delay them. It ends when dropped.
+#[derive(Debug)]
+pub struct InsideApi {
+    wanted: Option<watch::Sender<Wanted>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl InsideApi {
+    /// Starts the threads. Addresses that cannot be had now are tried again until they can.
+    ///
+    /// # Errors
+    /// The system has no more threads or descriptors.
+    pub fn start(forwarding: &Arc<Forwarding>, first: Wanted) -> io::Result<Self> {
+        let (sender, wanted) = watch::channel(first);
+        let mut threads = Vec::new();
+        for (name, kind) in
+            [("inside-api", Kind::Http(Arc::new(Desk::default()))), ("inside-echo", Kind::Echo)]
+        {
+            let callers = Callers::new(Arc::clone(forwarding), wanted.clone());
+            let wanted = wanted.clone();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let thread = std::thread::Builder::new().name(name.into());
+            threads.push(thread.spawn(move || runtime.block_on(door::keep_open(kind, callers, wanted)))?);
+        }
+        Ok(Self { wanted: Some(sender), threads })
+    }
+
+    /// Moves to other addresses, or learns about other peers. Conversations at addresses that stay go on.
+    pub fn change(&self, wanted: Wanted) {
+        if let Some(sender) = &self.wanted {
+            sender.send_replace(wanted);
+        }
+    }
+}
+
+impl Drop for InsideApi {
+    fn drop(&mut self) {
+        self.wanted = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
