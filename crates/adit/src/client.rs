@@ -27,7 +27,7 @@ use crate::control::{self, Answer, ControlError, Verb};
 use crate::daemon::{self, PidFile, Readiness, Start};
 use crate::device;
 use crate::driver::{self, DriverConfig};
-use crate::endpoint;
+use crate::endpoint::{self, ResolveError};
 use crate::gateway::{IPV6_OFF, prefix_of};
 use crate::heard::{Heard, HeardFile};
 use crate::home::Home;
@@ -115,10 +115,11 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(5);
 
-struct Reached {
-    peer: PublicKey,
-    known: Vec<SocketAddr>,
-    current: SocketAddr,
+/// A peer whose endpoint has addresses.
+pub(crate) struct Reached {
+    pub(crate) peer: PublicKey,
+    pub(crate) known: Vec<SocketAddr>,
+    pub(crate) current: SocketAddr,
 }
 
 impl Client {
@@ -135,7 +136,7 @@ impl Client {
         if !ipv6 && networks_of(&file).any(|net| net.addr().is_ipv6()) {
             readiness.warn(&format!("{IPV6_OFF}; the tunnel carries IPv4 only"));
         }
-        let reached = resolve_all(&file.peers)?;
+        let reached = resolve_peers(&file.peers)?;
         hook::run(&file.interface.hooks, HookTime::PreUp, interface)?;
 
         let (plan, fwmark) = plan(interface, &file, &reached, ipv6)?;
@@ -234,13 +235,14 @@ fn no_answer(peer: &PeerSection) -> String {
 }
 
 /// Names are resolved while the routes still lead to the resolver.
-fn resolve_all(peers: &[PeerSection]) -> anyhow::Result<Vec<Reached>> {
+pub(crate) fn resolve_peers(peers: &[PeerSection]) -> Result<Vec<Reached>, ResolveError> {
     let mut reached = Vec::new();
     for peer in peers {
         let Some(name) = &peer.endpoint else { continue };
         let known = endpoint::resolve(name, RESOLVE_TIMEOUT)?;
-        let current = endpoint::preferred(&known).with_context(|| format!("{name} has no address"))?;
-        reached.push(Reached { peer: peer.public_key, known, current });
+        if let Some(current) = endpoint::preferred(&known) {
+            reached.push(Reached { peer: peer.public_key, known, current });
+        }
     }
     Ok(reached)
 }
@@ -300,7 +302,8 @@ fn networks_of(file: &WgQuick) -> impl Iterator<Item = &IpNet> {
 /// wg-quick's first choice.
 const FIRST_TABLE: u32 = 51820;
 
-fn introduction(file: &WgQuick, reached: &[Reached], before: &[Heard]) -> Vec<Command> {
+/// What tells the engine about a file.
+pub(crate) fn introduction(file: &WgQuick, reached: &[Reached], before: &[Heard]) -> Vec<Command> {
     let mut commands = vec![Command::SetPrivateKey(Some(file.interface.private_key.clone()))];
     for peer in &file.peers {
         let mut update = PeerUpdate::new(peer.public_key);

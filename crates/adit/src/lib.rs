@@ -16,18 +16,24 @@ pub mod home;
 pub mod init;
 pub mod inside;
 pub mod instance;
+pub mod ip;
 pub mod keys;
 pub mod log;
 pub mod peer;
 pub mod private_file;
 pub mod privilege;
 pub mod socket;
+pub mod stack;
 pub mod state;
 pub mod status;
+pub mod tunnel;
 pub mod uapi;
+pub mod web;
 pub mod wg;
 
 use std::io::{self, Write};
+
+pub use self::tunnel::Tunnel;
 
 /// Writes a line to stdout. A reader that has had enough (`adit peer list | head -1`) is no error.
 ///

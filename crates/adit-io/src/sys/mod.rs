@@ -1,16 +1,24 @@
 //! System calls without a safe form in `std`, behind safe functions.
 
+mod companion;
+mod descriptor;
 mod link;
 mod namespace;
 mod process;
+mod room;
+mod resource;
 pub(crate) mod socket;
 mod unix;
 
 use std::io;
 
+pub use companion::{Beside, Companion, start_companion};
+pub use descriptor::{DESCRIPTORS_MAX, receive_descriptors, send_descriptors};
 pub use link::{LinkEvent, LinkMonitor};
 pub use namespace::NetNamespace;
 pub use process::{Daemonized, Ready, daemonize, effective_user, harden, process_exists};
+pub use resource::{keep_large_blocks_apart, raise_descriptor_limit};
+pub use room::{Owner, bind_file, cover, enter_room, give_up_capabilities, uncover};
 pub use unix::bind_private;
 
 /// Nanoseconds since boot, counting suspend (`CLOCK_BOOTTIME`).

@@ -16,7 +16,8 @@ use super::clock::{clock, now};
 use super::lane::{Edges, Lane, LaneHandle, Order};
 use super::mailbox::{Inbox, Mailbox};
 use super::outgoing::count_drops;
-use super::{DriverConfig, DriverEvent, Snapshot};
+use super::stack_lane::StackLane;
+use super::{DriverConfig, DriverEvent, Snapshot, StackConfig};
 
 /// What the program asks of the engine thread; the answer goes back through the sender.
 pub(super) enum Request {
@@ -53,13 +54,7 @@ impl EngineThread {
         inbox: Inbox,
         events: Sender<DriverEvent>,
     ) -> io::Result<(Self, Vec<Lane>)> {
-        let random = Box::new(|bytes: &mut [u8]| {
-            if aws_lc_rs::rand::fill(bytes).is_err() {
-                // Going on without randomness would break every promise of the protocol.
-                std::process::abort();
-            }
-        });
-        let (engine, forwarding) = Engine::new(EngineConfig::default(), random);
+        let (engine, forwarding) = new_engine();
         let config = UdpConfig {
             port: driver.listen_port,
             fwmark: Some(driver.fwmark).filter(|&mark| mark != 0),
@@ -83,6 +78,32 @@ impl EngineThread {
         }
         let thread = Self { engine, forwarding, port, config, lanes: handles, inbox, events, tun_offload };
         Ok((thread, lanes))
+    }
+
+    /// The same for a lane whose inside is a stack.
+    pub(super) fn over_stack(
+        driver: StackConfig,
+        mailbox: Mailbox,
+        inbox: Inbox,
+        events: Sender<DriverEvent>,
+    ) -> io::Result<(Self, StackLane)> {
+        let (engine, forwarding) = new_engine();
+        let config = UdpConfig { port: driver.listen_port, ..UdpConfig::default() };
+        forwarding.set_mtu(driver.mtu_bytes);
+        let mut carriers = UdpCarrier::bind_lanes(&config, 1)?;
+        let port = clone_of(&carriers)?;
+        let carrier = carriers.pop().ok_or_else(|| io::Error::other("a tunnel needs a port"))?;
+        let handle = LaneHandle::new()?;
+        let lane = StackLane::new(
+            driver.stack,
+            Port::Udp(carrier),
+            Arc::clone(&forwarding),
+            mailbox,
+            handle.clone(),
+            events.clone(),
+        )?;
+        let (lanes, tun_offload) = (vec![handle], Offload::None);
+        Ok((Self { engine, forwarding, port, config, lanes, inbox, events, tun_offload }, lane))
     }
 
     pub(super) fn forwarding(&self) -> Arc<Forwarding> {
@@ -212,6 +233,16 @@ impl EngineThread {
             offload: format!("tun: {tun}; udp: {udp}"),
         }
     }
+}
+
+fn new_engine() -> (Engine, Arc<Forwarding>) {
+    let random = Box::new(|bytes: &mut [u8]| {
+        if aws_lc_rs::rand::fill(bytes).is_err() {
+            // Going on without randomness would break every promise of the protocol.
+            std::process::abort();
+        }
+    });
+    Engine::new(EngineConfig::default(), random)
 }
 
 /// The engine's own descriptor of the first lane's sockets: what it sends leaves by the port peers know.

@@ -63,6 +63,14 @@ impl LaneHandle {
         Ok(Self { orders: Arc::default(), waker: Waker::new()? })
     }
 
+    pub(super) fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    pub(super) fn orders(&self) -> &Mutex<Vec<Order>> {
+        &self.orders
+    }
+
     pub(super) fn order(&self, order: Order) {
         self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
         self.waker.wake();

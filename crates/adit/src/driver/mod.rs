@@ -13,6 +13,7 @@ mod engine;
 mod lane;
 mod mailbox;
 mod outgoing;
+mod stack_lane;
 
 use std::io;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use adit_proto::reason::DropReason;
 use crossbeam_channel::{Receiver, bounded};
 
 use self::engine::{EngineThread, Request};
+use crate::stack::Stack;
 
 pub use self::clock::now;
 
@@ -40,6 +42,17 @@ pub struct DriverConfig {
     pub fwmark: u32,
     /// Whether the sockets use segmentation offload.
     pub offload: bool,
+}
+
+/// What a driver without a TUN device starts with. Everything it opens, an ordinary user may open.
+#[derive(Debug)]
+pub struct StackConfig {
+    /// What the packets are made by.
+    pub stack: Box<Stack>,
+    /// The largest inside packet.
+    pub mtu_bytes: usize,
+    /// The UDP port to listen on; 0 for a random one.
+    pub listen_port: u16,
 }
 
 /// A running tunnel.
@@ -106,6 +119,23 @@ impl Driver {
         for (number, lane) in lanes.into_iter().enumerate() {
             driver.threads.push(start(format!("lane-{number}")).spawn(|| lane.run())?);
         }
+        Ok(driver)
+    }
+
+    /// Opens the sockets and starts the threads of a tunnel without a TUN device: one lane.
+    ///
+    /// # Errors
+    /// When the port is taken or the system is out of something; with text for people.
+    pub fn start_stack(config: StackConfig) -> io::Result<Self> {
+        let (events_out, events) = bounded(1_024);
+        let (mailbox, inbox) = mailbox::mailbox();
+        let requests = mailbox.requests.clone();
+        let (engine, lane) = EngineThread::over_stack(config, mailbox, inbox, events_out)?;
+        let start = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let forwarding = engine.forwarding();
+        let engine = start("engine").spawn(|| engine.run())?;
+        let mut driver = Self { requests, events, forwarding, threads: vec![engine] };
+        driver.threads.push(start("stack").spawn(|| lane.run())?);
         Ok(driver)
     }
 

@@ -1,0 +1,296 @@
+//! A lane without a TUN device: its inside is the network stack of the program.
+//!
+//! ```text
+//! Stack ─ serve ─ depart ─ segment and seal into the outgoing batch ─ one send ─▶ port
+//! Stack ◀─ take in ◀─ open in place ◀─ receive ─ port
+//! ```
+
+use std::io;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use adit_io::carrier::{Family, Port, ReceiveBatch};
+use adit_io::poll::Poller;
+use adit_io::tun::{Inside, VnetHeader};
+use adit_proto::event::Notice;
+use adit_proto::forward::{Departure, Forwarding};
+use adit_proto::icmp::{self, Unreachable};
+use adit_proto::reason::DropReason;
+use adit_proto::time::Instant;
+use crossbeam_channel::Sender;
+
+use super::DriverEvent;
+use super::clock;
+use super::lane::{LaneHandle, Order};
+use super::mailbox::Mailbox;
+use super::outgoing::Outgoing;
+use crate::stack::{Sink, Sleep, Stack};
+
+const WAKER: u64 = 1;
+const SOCKET_V4: u64 = 2;
+const SOCKET_V6: u64 = 3;
+const STACK: u64 = 4;
+
+/// Slots of 64 KiB for received datagrams.
+const RECEIVE_SLOTS: usize = 16;
+/// ICMP errors of our own that wait for the stack; later ones are dropped.
+const ERRORS: usize = 64;
+
+pub(super) struct StackLane {
+    stack: Box<Stack>,
+    port: Port,
+    forwarding: Arc<Forwarding>,
+    mailbox: Mailbox,
+    handle: LaneHandle,
+    events: Sender<DriverEvent>,
+    poller: Poller,
+    departures: Departures,
+    incoming: ReceiveBatch,
+    truncated: u64,
+    overflow: [u32; 2],
+}
+
+/// What the stack has sent and the port has not.
+struct Departures {
+    now: Instant,
+    forwarding: Arc<Forwarding>,
+    outgoing: Outgoing,
+    notices: Vec<Notice>,
+    /// For packets that go nowhere.
+    errors: Vec<Vec<u8>>,
+}
+
+enum Flow {
+    Continue,
+    End,
+}
+
+impl StackLane {
+    pub(super) fn new(
+        stack: Box<Stack>,
+        port: Port,
+        forwarding: Arc<Forwarding>,
+        mailbox: Mailbox,
+        handle: LaneHandle,
+        events: Sender<DriverEvent>,
+    ) -> io::Result<Self> {
+        let poller = Poller::new()?;
+        poller.add(handle.waker(), WAKER)?;
+        poller.add(stack.waker(), STACK)?;
+        let lane = Self {
+            stack,
+            port,
+            mailbox,
+            handle,
+            events,
+            poller,
+            departures: Departures {
+                now: clock::now(),
+                forwarding: Arc::clone(&forwarding),
+                outgoing: Outgoing::new(),
+                notices: Vec::with_capacity(256),
+                errors: Vec::new(),
+            },
+            forwarding,
+            incoming: ReceiveBatch::new(RECEIVE_SLOTS),
+            truncated: 0,
+            overflow: [0; 2],
+        };
+        lane.watch_port()?;
+        Ok(lane)
+    }
+
+    /// Runs until told to stop.
+    pub(super) fn run(mut self) {
+        if let Err(error) = self.turn_until_end() {
+            let event = DriverEvent::Failed(format!("a lane stopped: {error}"));
+            let _ = self.events.send_timeout(event, Duration::from_secs(5));
+        }
+    }
+
+    fn turn_until_end(&mut self) -> io::Result<()> {
+        loop {
+            let sleep = match self.stack.sleep_until() {
+                None => None,
+                Some(Sleep::NotAtAll) => Some(Duration::ZERO),
+                Some(Sleep::Until { micros }) => {
+                    Some(Duration::from_micros(micros.saturating_sub(micros_of(clock::now()))))
+                }
+            };
+            let (mut v4, mut v6, mut woken, mut word) = (false, false, false, false);
+            for ready in self.poller.wait(sleep)? {
+                match ready.token {
+                    SOCKET_V4 => v4 = true,
+                    SOCKET_V6 => v6 = true,
+                    STACK => word = true,
+                    _ => woken = true,
+                }
+            }
+            if word {
+                self.stack.waker().clear();
+            }
+            if woken && matches!(self.take_orders()?, Flow::End) {
+                return Ok(());
+            }
+            if v4 {
+                self.receive(Family::V4)?;
+            }
+            if v6 {
+                self.receive(Family::V6)?;
+            }
+            self.serve();
+        }
+    }
+
+    /// Inside to outside: one batch. What is left over is due at once, after the sockets had their turn.
+    fn serve(&mut self) {
+        self.departures.now = clock::now();
+        self.stack.serve(micros_of(self.departures.now), &mut self.departures);
+        self.flush();
+        for packet in std::mem::take(&mut self.departures.errors) {
+            self.stack.take_in(micros_of(self.departures.now), &packet, &mut self.departures);
+        }
+    }
+
+    fn flush(&mut self) {
+        self.departures.outgoing.send(&mut self.port, &self.forwarding);
+        self.mailbox.deliver(&mut self.departures.notices, &self.forwarding);
+    }
+
+    /// Outside to inside: one batch.
+    fn receive(&mut self, family: Family) -> io::Result<()> {
+        if self.port.receive(family, &mut self.incoming)? == 0 {
+            return Ok(());
+        }
+        self.count_overflow(family);
+        let now = clock::now();
+        self.departures.now = now;
+        for slot in 0..self.incoming.len() {
+            let Some(received) = self.incoming.received().get(slot).copied() else { break };
+            for range in received.datagrams() {
+                let start = range.start;
+                let inside = self.forwarding.arrive(
+                    now,
+                    &received.endpoint,
+                    received.ecn,
+                    self.incoming.datagram_mut(range),
+                    &mut self.departures.notices,
+                );
+                let Some(inside) = inside else { continue };
+                let packet = self.incoming.memory().get(start + inside.start..start + inside.end);
+                self.stack.take_in(micros_of(now), packet.unwrap_or_default(), &mut self.departures);
+                if self.departures.outgoing.is_full() {
+                    self.departures.outgoing.send(&mut self.port, &self.forwarding);
+                }
+            }
+        }
+        let truncated = self.incoming.truncated();
+        self.forwarding.drops.add(DropReason::MalformedDatagram, truncated - self.truncated);
+        self.truncated = truncated;
+        Ok(())
+    }
+
+    /// A socket that never dropped anything says nothing, which reads as 0.
+    fn count_overflow(&mut self, family: Family) {
+        let [v4, v6] = &mut self.overflow;
+        let before = match family {
+            Family::V4 => v4,
+            Family::V6 => v6,
+        };
+        let dropped = self.incoming.overflow();
+        if dropped != 0 && dropped != *before {
+            self.forwarding.drops.add(DropReason::ReceiveOverflow, u64::from(dropped.wrapping_sub(*before)));
+            *before = dropped;
+        }
+    }
+
+    fn take_orders(&mut self) -> io::Result<Flow> {
+        self.handle.waker().clear();
+        let orders =
+            std::mem::take(&mut *self.handle.orders().lock().unwrap_or_else(PoisonError::into_inner));
+        for order in orders {
+            match order {
+                Order::UsePort(port) => {
+                    self.port = port;
+                    self.overflow = [0; 2];
+                    self.watch_port()?;
+                }
+                Order::Mark(fwmark) => self.port.set_fwmark(fwmark)?,
+                Order::Stop => return Ok(Flow::End),
+            }
+        }
+        Ok(Flow::Continue)
+    }
+
+    fn watch_port(&self) -> io::Result<()> {
+        for (family, socket) in self.port.sockets() {
+            let token = match family {
+                Family::V4 => SOCKET_V4,
+                Family::V6 => SOCKET_V6,
+            };
+            self.poller.add(socket, token)?;
+        }
+        Ok(())
+    }
+}
+
+impl Sink for Departures {
+    fn has_room(&self) -> bool {
+        !self.outgoing.is_full()
+    }
+
+    fn send(&mut self, packet: &[u8], segment: Option<u16>) {
+        let vnet = match (segment, packet.first().map(|first| first >> 4)) {
+            (None, _) => VnetHeader::NONE,
+            (Some(gso_size), Some(4)) => {
+                VnetHeader { gso_type: VnetHeader::GSO_TCPV4, gso_size, ..VnetHeader::NONE }
+            }
+            (Some(gso_size), _) => {
+                VnetHeader { gso_type: VnetHeader::GSO_TCPV6, gso_size, ..VnetHeader::NONE }
+            }
+        };
+        let Ok(inside) = Inside::parse(&vnet, packet) else {
+            self.forwarding.drops.count(DropReason::MalformedInside);
+            return;
+        };
+        let mut departure = self.forwarding.depart(self.now, inside.header());
+        if let Departure::Stage(path) = &departure {
+            let mut segments = inside.segments(packet);
+            let room = self.outgoing.scratch(segments.stride());
+            let mut ready = false;
+            while let Some(len) = segments.next(room) {
+                let staged = room.get(..len).unwrap_or_default();
+                ready |= !self.forwarding.stage(self.now, path, staged, &mut self.notices);
+            }
+            if !ready {
+                return;
+            }
+            departure = self.forwarding.depart(self.now, inside.header());
+        }
+        match departure {
+            Departure::Seal(keypair, endpoint) => {
+                self.outgoing.seal(
+                    self.now,
+                    &self.forwarding,
+                    &keypair,
+                    &endpoint,
+                    &inside,
+                    packet,
+                    &mut self.notices,
+                );
+            }
+            Departure::Stage(_) => {}
+            Departure::Drop(DropReason::NoRoute | DropReason::NoEndpoint) if self.errors.len() < ERRORS => {
+                let mut error = [0; 1280];
+                if let Some(len) = icmp::unreachable(Unreachable::Host, packet, &mut error) {
+                    self.errors.push(error.get(..len).unwrap_or_default().to_vec());
+                }
+            }
+            Departure::Drop(_) => {}
+        }
+    }
+}
+
+fn micros_of(now: Instant) -> u64 {
+    now.0 / 1_000
+}
