@@ -117,11 +117,11 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     }
 }
 
-fn null() -> io::Result<File> {
+pub(super) fn null() -> io::Result<File> {
     OpenOptions::new().read(true).write(true).open("/dev/null")
 }
 
-fn redirect(to: &File, fds: &[i32]) -> io::Result<()> {
+pub(super) fn redirect(to: &File, fds: &[i32]) -> io::Result<()> {
     for &fd in fds {
         // SAFETY: replaces a standard stream by a descriptor that we own.
         check(unsafe { libc::dup2(to.as_raw_fd(), fd) })?;

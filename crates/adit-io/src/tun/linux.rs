@@ -55,6 +55,22 @@ impl LinuxTun {
     }
 
     pub(super) fn from_fd(fd: OwnedFd, offload: bool) -> io::Result<Self> {
+        let control = Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), None)?;
+        Self::inherit(fd, control, offload)
+    }
+
+    pub(super) fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [self.queue.as_fd(), self.control.as_fd()]
+    }
+
+    pub(super) fn from_descriptors([queue, control]: [OwnedFd; 2], offload: bool) -> io::Result<Self> {
+        let mut tun = Self::inherit(queue, control.into(), offload)?;
+        // The index counts where the device lives. Here it may be that of another interface.
+        tun.index = 0;
+        Ok(tun)
+    }
+
+    fn inherit(fd: OwnedFd, control: Socket, offload: bool) -> io::Result<Self> {
         let queue = File::from(fd);
         let mut request = Request::named("")?;
         request.ioctl(queue.as_fd(), libc::TUNGETIFF).map_err(|error| {
@@ -72,8 +88,7 @@ impl LinuxTun {
             let status = check(libc::fcntl(queue.as_raw_fd(), libc::F_GETFL))?;
             check(libc::fcntl(queue.as_raw_fd(), libc::F_SETFL, status | libc::O_NONBLOCK))?;
         }
-        let control = Arc::new(Socket::new(Domain::IPV4, Type::DGRAM.cloexec(), None)?);
-        Self::attach(queue, control, request.name(), flags & libc::IFF_VNET_HDR != 0, offload)
+        Self::attach(queue, Arc::new(control), request.name(), flags & libc::IFF_VNET_HDR != 0, offload)
     }
 
     fn attach(

@@ -101,6 +101,22 @@ impl Tun {
         LinuxTun::from_fd(fd, offload).map(Self::Linux)
     }
 
+    /// What another process needs to use this queue, also from another namespace; for [`Tun::from_descriptors`].
+    pub fn descriptors(&self) -> Option<[BorrowedFd<'_>; 2]> {
+        match self {
+            Self::Linux(tun) => Some(tun.descriptors()),
+            Self::Memory(_) => None,
+        }
+    }
+
+    /// Takes over a queue from a process that sent its [`Tun::descriptors`]. Its index is 0: here it has none.
+    ///
+    /// # Errors
+    /// When they are no TUN queue without packet information and a socket.
+    pub fn from_descriptors(descriptors: [OwnedFd; 2], offload: bool) -> io::Result<Self> {
+        LinuxTun::from_descriptors(descriptors, offload).map(Self::Linux)
+    }
+
     /// The name now (devices can be renamed).
     pub fn name(&self) -> String {
         match self {
