@@ -12,7 +12,7 @@ use crate::config::diagnostic::escape;
 use crate::config::name::{InterfaceName, PeerName};
 use crate::config::{self, Complaint, Config, Layers, Report};
 use crate::home::Home;
-use crate::{check, demo, gateway, init, keys, peer, status, wg};
+use crate::{bench, check, demo, gateway, init, ip, keys, peer, proxy, status, wg};
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
 const DEVICE_NAME: &str = "adit-wg";
@@ -105,6 +105,8 @@ enum Verb {
         /// The interface or its file [default: the only one]
         name: Option<String>,
     },
+    /// Serve SOCKS5, HTTP and single ports through a tunnel, without root
+    Proxy(proxy::ProxyArgs),
     /// Show what runs here and how it is
     Status {
         /// Only this interface
@@ -113,6 +115,10 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Measure the tunnel to the gateway, and what limits it
+    Bench(bench::BenchArgs),
+    /// Show the address the world sees, and whether it is your own
+    Ip(ip::IpArgs),
     /// Be a userspace WireGuard device, for wg and wg-quick
     Wg {
         /// The device to make
@@ -266,10 +272,13 @@ impl Cli {
             Verb::Peer(PeerVerb::Rm { name }) => peer::remove(&home, &name, &layers),
             Verb::Up { file, foreground, allow_hooks } => {
                 let log = Config::log_without_file(&layers)?;
-                client::up(&home, &UpOptions { file: profile(&home, file), foreground, allow_hooks, log })
+                client::up(&home, &UpOptions { file: home.profile(&file), foreground, allow_hooks, log })
             }
+            Verb::Proxy(args) => proxy::run(&home.of_user(), &args, &Config::log_without_file(&layers)?),
             Verb::Down { name } => client::down(&home, name.as_deref()),
             Verb::Status { interface, json } => status::run(&home, interface.as_deref(), json),
+            Verb::Bench(args) => bench::run(&home, &args),
+            Verb::Ip(args) => ip::run(&home, &args, layers),
             Verb::Wg { interface, foreground } => {
                 let mut options = wg::Options::from_environment(&interface, foreground)?;
                 if layers.speak_of_log() {
@@ -304,8 +313,13 @@ impl Verb {
     fn holds_keys(&self) -> bool {
         match self {
             Self::Init(_) | Self::Gateway(_) | Self::Peer(_) | Self::Up { .. } | Self::Wg { .. } => true,
-            Self::Genkey | Self::Pubkey | Self::Genpsk => true,
-            Self::Down { .. } | Self::Status { .. } | Self::Demo(_) | Self::Check { .. } => false,
+            Self::Genkey | Self::Pubkey | Self::Genpsk | Self::Proxy(_) => true,
+            Self::Down { .. }
+            | Self::Status { .. }
+            | Self::Ip(_)
+            | Self::Bench(_)
+            | Self::Demo(_)
+            | Self::Check { .. } => false,
             Self::Version { .. } | Self::Completions { .. } | Self::Man { .. } | Self::Lab { .. } => false,
         }
     }
@@ -380,12 +394,6 @@ fn checked<T>(
     parse: impl Fn(&str) -> Result<T, Complaint> + Clone + Send + Sync + 'static,
 ) -> impl Fn(&str) -> Result<String, Complaint> + Clone + Send + Sync + 'static {
     move |text| parse(text).map(|_| text.to_owned())
-}
-
-/// A bare name is a file beside `adit.toml`, unless there is a file of that name right here.
-fn profile(home: &Home, file: PathBuf) -> PathBuf {
-    let is_bare = file.components().count() == 1 && file.extension().is_none() && !file.exists();
-    if is_bare { home.config_dir.join(file).with_extension("conf") } else { file }
 }
 
 /// The colour must be known before the command line is parsed: its errors are coloured too.

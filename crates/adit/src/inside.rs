@@ -11,6 +11,7 @@
 mod caller;
 mod door;
 mod echo;
+mod question;
 mod request;
 mod seats;
 mod transfer;
@@ -31,7 +32,8 @@ use self::request::Desk;
 
 pub use self::caller::Facts;
 pub use self::echo::{PROBE_BYTES, probe, sequence_of_answer};
-pub use self::transfer::SECONDS_MAX as TRANSFER_SECONDS_MAX;
+pub use self::question::{WhoAmI, whoami};
+pub use self::transfer::{Filler, SECONDS_MAX as TRANSFER_SECONDS_MAX};
 
 /// Where the API answers, and what it knows about peers.
 #[derive(Clone, Debug, Default)]

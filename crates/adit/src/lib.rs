@@ -1,5 +1,6 @@
 //! The program: what should be true, and the verbs that make it so.
 
+pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod client;
@@ -22,6 +23,7 @@ pub mod log;
 pub mod peer;
 pub mod private_file;
 pub mod privilege;
+pub mod proxy;
 pub mod socket;
 pub mod stack;
 pub mod state;

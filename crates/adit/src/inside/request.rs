@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 
 use super::caller::{Caller, Callers};
 use super::seats::Seats;
-use super::transfer::{self, Download, Size};
+use super::transfer::{self, Size};
 
 const CONNECTIONS_OF_A_PEER: usize = 16;
 const CONNECTIONS_IN_ALL: usize = 256;
@@ -115,7 +115,7 @@ impl Desk {
             Err(reason) => return refusal(StatusCode::BAD_REQUEST, &reason),
         };
         let Some(seat) = self.transfers.take(caller.key) else { return busy() };
-        let mut answer = Response::new(Download::new(size, seat).boxed_unsync());
+        let mut answer = Response::new(transfer::download(size, seat).boxed_unsync());
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
         answer
     }

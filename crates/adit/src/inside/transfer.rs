@@ -37,24 +37,29 @@ impl Size {
     }
 }
 
-/// Zeros until so many are sent or the time is over.
-pub(super) struct Download {
+/// Zeros until so many are sent or the time is over; `G` is held until then.
+#[derive(Debug)]
+pub struct Filler<G> {
     left: u64,
     end: Instant,
-    _seat: Seat,
+    _held: G,
 }
 
-impl Download {
-    pub(super) fn new(size: Size, seat: Seat) -> Self {
-        let (left, seconds) = match size {
-            Size::Bytes(bytes) => (bytes, SECONDS_MAX),
-            Size::Seconds(seconds) => (u64::MAX, seconds),
-        };
-        Self { left, end: Instant::now() + Duration::from_secs(seconds), _seat: seat }
+impl<G> Filler<G> {
+    /// `bytes` at most, for `seconds` at most.
+    pub fn new(bytes: u64, seconds: u64, held: G) -> Self {
+        Self { left: bytes, end: Instant::now() + Duration::from_secs(seconds), _held: held }
     }
 }
 
-impl Body for Download {
+pub(super) fn download(size: Size, seat: Seat) -> Filler<Seat> {
+    match size {
+        Size::Bytes(bytes) => Filler::new(bytes, SECONDS_MAX, seat),
+        Size::Seconds(seconds) => Filler::new(u64::MAX, seconds, seat),
+    }
+}
+
+impl<G: Unpin> Body for Filler<G> {
     type Data = Bytes;
     type Error = Infallible;
 
@@ -118,17 +123,17 @@ mod tests {
     async fn a_download_has_exactly_the_bytes_asked_for() {
         for bytes in [0, 1, 262_144, 262_145, 1_000_000] {
             let seat = Seats::new(1, 1).take(adit_proto::key::PublicKey([1; 32])).unwrap();
-            let download = Download::new(Size::Bytes(bytes), seat);
-            assert_eq!(download.collect().await.unwrap().to_bytes().len() as u64, bytes);
+            let body = download(Size::Bytes(bytes), seat);
+            assert_eq!(body.collect().await.unwrap().to_bytes().len() as u64, bytes);
         }
     }
 
     #[tokio::test]
     async fn a_download_by_time_ends() {
         let seat = Seats::new(1, 1).take(adit_proto::key::PublicKey([1; 32])).unwrap();
-        let mut download = Download::new(Size::Seconds(1), seat);
-        assert!(download.frame().await.is_some());
-        download.end = Instant::now();
-        assert!(download.frame().await.is_none());
+        let mut body = download(Size::Seconds(1), seat);
+        assert!(body.frame().await.is_some());
+        body.end = Instant::now();
+        assert!(body.frame().await.is_none());
     }
 }
