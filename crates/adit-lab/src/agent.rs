@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 mod content;
 mod http;
+mod relay;
 mod sequence;
 mod sniff;
 mod tcp;
@@ -28,6 +29,8 @@ agents of the lab:
   udp-probe ADDR [--count N] [--interval-ms N] [--bytes N] [--wait-ms N]
   udp-send ADDR COUNT [--bytes N] [--interval-us N]
   udp-sink --listen ADDR [--count N] [--idle-ms N]
+  udp-relay --listen ADDR --to ADDR [--delay-ms N] [--loss-percent P] [--seed N]
+                                       passes datagrams on, each way after a delay, and loses some
   capture INTERFACE FILE               until standard input closes
   remove LAB                           ends and removes a lab that was kept
 ";
@@ -47,6 +50,7 @@ pub fn agent_main(arguments: impl IntoIterator<Item = String>) -> Option<ExitCod
         "udp-probe" => udp::probe(&mut words),
         "udp-send" => udp::send(&mut words),
         "udp-sink" => udp::sink(&mut words),
+        "udp-relay" => relay::relay(&mut words),
         "capture" => sniff::capture(&mut words),
         "remove" => words.required("LAB").and_then(|name: String| Ok(crate::Lab::remove(&name)?)),
         "help" => {
