@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 
 use crate::private_file;
-use crate::privilege::quote_path;
+use crate::privilege::{self, quote_path};
 
 /// The directories of one instance; several instances live on one host with a home each.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +40,35 @@ impl Home {
             config_dir: directory.clone(),
             chosen: Some(directory),
         })
+    }
+
+    /// The home for what an ordinary user may do: with nothing chosen, theirs (`~/.config/adit` and the like, or where
+    /// `XDG_CONFIG_HOME`, `XDG_STATE_HOME` and `XDG_RUNTIME_DIR` say), unless they are root.
+    #[must_use]
+    pub fn of_user(self) -> Self {
+        let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|it| it.is_absolute());
+        match (&self.chosen, privilege::user_id(), variable("HOME")) {
+            (None, Some(1..), Some(home)) => {
+                let state = variable("XDG_STATE_HOME").unwrap_or_else(|| home.join(".local/state"));
+                let run = variable("XDG_RUNTIME_DIR").map(|it| it.join("adit"));
+                Self {
+                    config_dir: variable("XDG_CONFIG_HOME")
+                        .unwrap_or_else(|| home.join(".config"))
+                        .join("adit"),
+                    run_dir: run.unwrap_or_else(|| state.join("adit/run")),
+                    state_dir: state.join("adit"),
+                    chosen: None,
+                }
+            }
+            _ => self,
+        }
+    }
+
+    /// A wg-quick file as a command names it: a bare name is a file beside `adit.toml`, unless there is a file of
+    /// that name right here.
+    pub fn profile(&self, named: &Path) -> PathBuf {
+        let is_bare = named.components().count() == 1 && named.extension().is_none() && !named.exists();
+        if is_bare { self.config_dir.join(named).with_extension("conf") } else { named.to_owned() }
     }
 
     /// The configuration of the gateway.

@@ -1,0 +1,202 @@
+//! UDP through SOCKS5 (RFC 1928 section 7).
+//!
+//! ```text
+//!   client ── header, payload ──▶ socket of this machine ── payload ──▶ socket inside the tunnel
+//!   client ◀─ header, payload ─── socket of this machine ◀─ payload ─── socket inside the tunnel
+//! ```
+
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpStream, UdpSocket as LocalSocket};
+
+use super::dial::Dialer;
+use super::socks;
+use super::target::{Host, Refusal, Target};
+use crate::tunnel::UdpSocket;
+
+/// The longest UDP payload.
+const DATAGRAM: usize = 65_535;
+/// Who may answer: those who were written to, so many at most.
+const CORRESPONDENTS: usize = 1_024;
+
+/// A request to send a datagram.
+#[derive(Debug, PartialEq, Eq)]
+struct Request<'a> {
+    target: Target,
+    payload: &'a [u8],
+}
+
+/// Serves an association until the client closes its connection. `port` is where the client says it will send from, or 0.
+pub(super) async fn serve(
+    client: &mut TcpStream,
+    from: SocketAddr,
+    dialer: Dialer,
+    port: u16,
+) -> io::Result<()> {
+    let here = client.local_addr()?.ip();
+    let socket = match LocalSocket::bind((here, 0)).await {
+        Ok(socket) => socket,
+        Err(error) => {
+            socks::answer_failed(client).await?;
+            return Err(error);
+        }
+    };
+    socks::answer_associated(client, socket.local_addr()?).await?;
+    let mut association = Association {
+        socket,
+        client: (port != 0).then(|| SocketAddr::new(from.ip(), port)),
+        client_ip: from.ip(),
+        v4: None,
+        v6: None,
+        correspondents: HashSet::new(),
+        dialer,
+    };
+    let mut datagram = vec![0; DATAGRAM];
+    let mut ignored = [0; 64];
+    loop {
+        tokio::select! {
+            read = client.read(&mut ignored) => {
+                if read? == 0 {
+                    return Ok(());
+                }
+            }
+            received = association.socket.recv_from(&mut datagram) => {
+                let (len, sender) = received?;
+                association.outbound(sender, datagram.get(..len).unwrap_or_default()).await;
+            }
+            arrived = receive(&association.v4) => association.inbound(arrived?).await,
+            arrived = receive(&association.v6) => association.inbound(arrived?).await,
+        }
+    }
+}
+
+struct Association {
+    socket: LocalSocket,
+    /// Where the client sends from: the first that came, if it did not say.
+    client: Option<SocketAddr>,
+    client_ip: IpAddr,
+    v4: Option<UdpSocket>,
+    v6: Option<UdpSocket>,
+    correspondents: HashSet<SocketAddr>,
+    dialer: Dialer,
+}
+
+async fn receive(socket: &Option<UdpSocket>) -> io::Result<(Vec<u8>, SocketAddr)> {
+    match socket {
+        Some(socket) => socket.recv_from().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Association {
+    async fn outbound(&mut self, sender: SocketAddr, datagram: &[u8]) {
+        if sender.ip() != self.client_ip || self.client.is_some_and(|client| client != sender) {
+            return tracing::debug!(%sender, "a datagram of a stranger was dropped");
+        }
+        let Some(request) = Request::parse(datagram) else {
+            return tracing::debug!(%sender, "a datagram without a proper header was dropped");
+        };
+        self.client = Some(sender);
+        if let Err(error) = self.send(&request).await {
+            tracing::debug!(target = %request.target, "a datagram was dropped: {error}");
+        }
+    }
+
+    async fn send(&mut self, request: &Request<'_>) -> anyhow::Result<()> {
+        request.target.check_port()?;
+        let addresses = self.dialer.resolve(&request.target.host).await?;
+        let carried = |address: &&IpAddr| {
+            self.dialer.tunnel.addresses().iter().any(|ours| ours.is_ipv4() == address.is_ipv4())
+        };
+        let address = addresses.iter().find(carried).ok_or(io::ErrorKind::AddrNotAvailable);
+        let to = SocketAddr::new(*address.map_err(io::Error::from)?, request.target.port);
+        let socket = match (if to.is_ipv4() { &mut self.v4 } else { &mut self.v6 }, &self.dialer) {
+            (Some(socket), _) => socket,
+            (none, dialer) => none.insert(dialer.tunnel.udp_bind(to.ip())?),
+        };
+        if self.correspondents.len() >= CORRESPONDENTS && !self.correspondents.contains(&to) {
+            anyhow::bail!("this association has written to {CORRESPONDENTS} others already");
+        }
+        self.correspondents.insert(to);
+        Ok(socket.send_to(request.payload, to)?)
+    }
+
+    async fn inbound(&mut self, (payload, from): (Vec<u8>, SocketAddr)) {
+        let Some(client) = self.client else { return };
+        if !self.correspondents.contains(&from) {
+            return tracing::debug!(%from, "a datagram that nobody asked for was dropped");
+        }
+        let mut datagram = vec![0, 0, 0];
+        socks::push_address(&mut datagram, from);
+        datagram.extend(payload);
+        let _ = self.socket.send_to(&datagram, client).await;
+    }
+}
+
+impl<'a> Request<'a> {
+    /// `None` for what is malformed, and for fragments, which nobody has to support.
+    fn parse(datagram: &'a [u8]) -> Option<Self> {
+        let [0, 0, 0, kind, rest @ ..] = datagram else { return None };
+        let (host, rest) = match kind {
+            1 => {
+                let (address, rest) = rest.split_first_chunk::<4>()?;
+                (Host::Address(Ipv4Addr::from(*address).into()), rest)
+            }
+            4 => {
+                let (address, rest) = rest.split_first_chunk::<16>()?;
+                (Host::Address(Ipv6Addr::from(*address).into()), rest)
+            }
+            3 => {
+                let (len, rest) = rest.split_first()?;
+                let (name, rest) = rest.split_at_checked(usize::from(*len))?;
+                (Host::parse(std::str::from_utf8(name).ok()?).ok()?, rest)
+            }
+            _ => return None,
+        };
+        let (port, payload) = rest.split_first_chunk::<2>()?;
+        Some(Self { target: Target { host, port: u16::from_be_bytes(*port) }, payload })
+    }
+}
+
+impl From<Refusal> for io::Error {
+    fn from(refusal: Refusal) -> Self {
+        Self::new(io::ErrorKind::PermissionDenied, refusal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_header_is_read_and_fragments_and_lies_about_lengths_are_dropped() {
+        let good = b"\0\0\0\x03\x03foo\0\x35payload";
+        let request = Request::parse(good).unwrap();
+        assert_eq!(request.target, Target { host: Host::Name("foo".into()), port: 53 });
+        assert_eq!(request.payload, b"payload");
+        for bad in [
+            &b"\0\0\x01\x03\x03foo\0\x35payload"[..],
+            b"\0\0\0\x03\xfffoo\0\x35payload",
+            b"\0\0\0\x01\x7f\0",
+            b"\0\0\0\x02\x03foo\0\x35",
+            b"\x01\0\0\x03\x03foo\0\x35",
+            b"\0\0\0\x03\x03f\ro\0\x35",
+            b"",
+        ] {
+            assert_eq!(Request::parse(bad), None, "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_datagram_whatever_makes_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let _ = Request::parse(&bytes);
+            let _ = Request::parse(&[&[0, 0, 0], &bytes[..]].concat());
+        }
+    }
+}

@@ -1,0 +1,373 @@
+//! HTTP: CONNECT, and requests for `http://` forwarded one by one.
+//!
+//! What leaves is written anew by `hyper`: two lengths, bare line feeds or folded headers that came in do not go out.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http_body_util::{Either, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1::SendRequest;
+use hyper::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, Uri, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use zeroize::Zeroizing;
+
+use super::auth::Credentials;
+use super::dial::{DialError, Dialer, Outcome};
+use super::relay;
+use super::target::{Refusal, Target};
+
+/// How long a client may take for the head of a request, and may stay silent between two.
+const HEAD: Duration = Duration::from_secs(15);
+/// How long the other end may take for the head of its answer.
+const ANSWER: Duration = Duration::from_secs(120);
+/// The longest head.
+const HEAD_BYTES: usize = 64 << 10;
+
+type Body = Either<Incoming, Full<Bytes>>;
+
+/// What one client's connection knows.
+struct Session {
+    from: SocketAddr,
+    dialer: Dialer,
+    credentials: Option<Credentials>,
+    /// The connection that the last request went over, to be used again for the same host.
+    upstream: Mutex<Option<(Target, SendRequest<Incoming>)>>,
+}
+
+/// Serves one client to the end.
+pub(super) async fn serve(
+    client: TcpStream,
+    from: SocketAddr,
+    dialer: Dialer,
+    credentials: Option<Credentials>,
+) {
+    let session = Arc::new(Session { from, dialer, credentials, upstream: Mutex::new(None) });
+    let service = service_fn(move |request| {
+        let session = Arc::clone(&session);
+        async move { Ok::<_, Infallible>(session.answer(request).await) }
+    });
+    let _ = client.set_nodelay(true);
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .max_buf_size(HEAD_BYTES)
+        .preserve_header_case(true)
+        .serve_connection(TokioIo::new(client), service)
+        .with_upgrades();
+    if let Err(error) = served.await {
+        tracing::debug!(%from, "HTTP client: {error}");
+    }
+}
+
+impl Session {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        if !self.admits(request.headers()) {
+            let mut response =
+                text(StatusCode::PROXY_AUTHENTICATION_REQUIRED, "this proxy asks for a user and password");
+            let challenge = HeaderValue::from_static("Basic realm=\"adit\", charset=\"UTF-8\"");
+            response.headers_mut().insert(PROXY_AUTHENTICATE, challenge);
+            return response;
+        }
+        let result = match *request.method() {
+            Method::CONNECT => self.connect(request).await,
+            _ => self.forward(request).await,
+        };
+        result.unwrap_or_else(|failure| {
+            tracing::info!(from = %self.from, "HTTP request failed: {}", failure.text);
+            text(failure.status, &failure.text)
+        })
+    }
+
+    fn admits(&self, headers: &HeaderMap) -> bool {
+        let Some(credentials) = &self.credentials else { return true };
+        let said = headers.get(PROXY_AUTHORIZATION).and_then(|value| {
+            let value = value.as_bytes();
+            let (scheme, token) = value.split_at_checked(6)?;
+            scheme.eq_ignore_ascii_case(b"basic ").then(|| BASE64.decode(token).ok())?.map(Zeroizing::new)
+        });
+        let Some(said) = said else { return false };
+        let mut halves = said.splitn(2, |byte| *byte == b':');
+        let (user, password) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+        credentials.admit(self.from.ip(), user, password)
+    }
+
+    async fn connect(&self, request: Request<Incoming>) -> Result<Response<Body>, Failure> {
+        let authority = request.uri().authority().ok_or(Failure::bad("CONNECT names no host"))?;
+        let port = authority.port_u16().ok_or(Failure::bad("CONNECT names no port"))?;
+        if authority.as_str().contains('@') {
+            return Err(Failure::bad("CONNECT names a user"));
+        }
+        let target = Target::new(authority.host(), port)?;
+        let remote = self.dialer.connect(&target).await?;
+        let from = self.from;
+        tokio::spawn(async move {
+            let upgraded = match hyper::upgrade::on(request).await {
+                Ok(upgraded) => upgraded,
+                Err(error) => return tracing::debug!(%from, "CONNECT came to nothing: {error}"),
+            };
+            let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else { return };
+            // What the client sent along with its request goes first.
+            let mut early = &parts.read_buf[..];
+            while !early.is_empty() {
+                let room = std::future::poll_fn(|context| remote.poll_room(context)).await;
+                match room.and_then(|_| remote.try_write(early)) {
+                    Ok(written) => early = early.get(written..).unwrap_or_default(),
+                    Err(_) => return,
+                }
+            }
+            if let Err(error) = relay::relay(parts.io.into_inner(), remote).await {
+                tracing::debug!(%from, %target, "connection broke: {error}");
+            }
+        });
+        Ok(Response::new(Either::Right(Full::default())))
+    }
+
+    async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Failure> {
+        let target = absolute_target(request.uri())?;
+        check_framing(request.headers())?;
+        let wants_upgrade = upgrade_of(request.headers());
+        let client_upgrade = wants_upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
+        let request = rewrite(request, &target, wants_upgrade.as_ref())?;
+        let sent = tokio::time::timeout(ANSWER, self.send(&target, request)).await;
+        let mut response = sent.map_err(|_| Failure {
+            status: StatusCode::GATEWAY_TIMEOUT,
+            text: format!("{target} did not answer in {} s", ANSWER.as_secs()),
+        })??;
+        let upgrade = upgrade_of(response.headers());
+        strip(response.headers_mut());
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let (Some(client), Some(protocol)) = (client_upgrade, upgrade) else {
+                return Err(Failure::upstream("switched to a protocol that nobody asked for"));
+            };
+            let server = hyper::upgrade::on(&mut response);
+            tokio::spawn(async move {
+                if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
+                    let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+                    let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+                }
+            });
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            response.headers_mut().insert(UPGRADE, protocol);
+        }
+        Ok(response.map(Either::Left))
+    }
+
+    /// Sends over the connection of the request before when it leads to the same host and is still open.
+    async fn send(&self, target: &Target, request: Request<Incoming>) -> Result<Response<Incoming>, Failure> {
+        let broken = |error: &hyper::Error| {
+            let text = if error.is_parse() { "its answer is not HTTP" } else { "the connection broke" };
+            Failure { status: StatusCode::BAD_GATEWAY, text: format!("{target}: {text} ({error})") }
+        };
+        let kept = self.upstream.lock().await.take().filter(|(kept, _)| kept == target);
+        let mut request = request;
+        if let Some((_, mut sender)) = kept
+            && sender.ready().await.is_ok()
+        {
+            match sender.try_send_request(request).await {
+                Ok(response) => {
+                    *self.upstream.lock().await = Some((target.clone(), sender));
+                    return Ok(response);
+                }
+                Err(mut error) => match error.take_message() {
+                    // It had closed meanwhile; nothing of the request was sent.
+                    Some(unsent) => request = unsent,
+                    None => return Err(broken(error.error())),
+                },
+            }
+        }
+        let stream = self.dialer.connect(target).await?;
+        let handshake = hyper::client::conn::http1::Builder::new()
+            .preserve_header_case(true)
+            .max_buf_size(HEAD_BYTES)
+            .handshake(TokioIo::new(stream))
+            .await;
+        let (mut sender, connection) = handshake.map_err(|error| broken(&error))?;
+        tokio::spawn(async move {
+            let _ = connection.with_upgrades().await;
+        });
+        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        *self.upstream.lock().await = Some((target.clone(), sender));
+        Ok(response)
+    }
+}
+
+/// What the client is told when it does not get what it asked for.
+struct Failure {
+    status: StatusCode,
+    text: String,
+}
+
+impl Failure {
+    fn bad(text: &str) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, text: text.to_owned() }
+    }
+
+    fn upstream(text: &str) -> Self {
+        Self { status: StatusCode::BAD_GATEWAY, text: format!("the server {text}") }
+    }
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal {
+            Refusal::Malformed => StatusCode::BAD_REQUEST,
+            _ => StatusCode::FORBIDDEN,
+        };
+        Self { status, text: refusal.to_string() }
+    }
+}
+
+impl From<DialError> for Failure {
+    fn from(error: DialError) -> Self {
+        let status = match error.outcome() {
+            Outcome::Forbidden => StatusCode::FORBIDDEN,
+            Outcome::TimedOut | Outcome::TunnelDown => StatusCode::GATEWAY_TIMEOUT,
+            Outcome::NoSuchHost | Outcome::HostRefused | Outcome::Unreachable => StatusCode::BAD_GATEWAY,
+        };
+        Self { status, text: error.to_string() }
+    }
+}
+
+fn text(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = Response::new(Either::Right(Full::from(format!("adit: {text}\n"))));
+    *response.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(hyper::header::CONTENT_TYPE, plain);
+    response
+}
+
+/// A page in a browser that does not use the proxy can make it ask the proxy's port for `/path`, never for
+/// `http://host/path`: only the latter is answered.
+fn absolute_target(uri: &Uri) -> Result<Target, Failure> {
+    match (uri.scheme_str(), uri.authority()) {
+        (Some("http"), Some(authority)) if !authority.as_str().contains('@') => {
+            Ok(Target::new(authority.host(), authority.port_u16().unwrap_or(80))?)
+        }
+        (Some("http"), Some(_)) => Err(Failure::bad("a user in the address is not passed on")),
+        (Some(_), Some(_)) => Err(Failure::bad("only http:// is forwarded; use CONNECT for the rest")),
+        _ => Err(Failure::bad("this is a proxy: ask for http://HOST/PATH, not for a path")),
+    }
+}
+
+/// A body has one length, and one way to say it.
+fn check_framing(headers: &HeaderMap) -> Result<(), Failure> {
+    let codings: Vec<_> = headers.get_all(TRANSFER_ENCODING).iter().collect();
+    if codings.len() > 1 || codings.iter().any(|it| !it.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+        return Err(Failure::bad("the only transfer coding that is passed on is chunked"));
+    }
+    if !codings.is_empty() && headers.contains_key(CONTENT_LENGTH) {
+        return Err(Failure::bad("a request with both a length and chunks"));
+    }
+    Ok(())
+}
+
+/// The protocol to switch to, when `Connection` says that `Upgrade` is meant for us.
+fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
+    let meant = tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    meant.then(|| headers.get(UPGRADE).cloned()).flatten()
+}
+
+fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let lists = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    lists.flat_map(|list| list.split(',')).map(str::trim)
+}
+
+/// Takes out what is for one connection only (RFC 9110 section 7.6.1).
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = tokens(headers).filter_map(|token| token.parse().ok()).collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [CONNECTION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE] {
+        headers.remove(name);
+    }
+    for name in ["keep-alive", "proxy-connection"] {
+        headers.remove(name);
+    }
+}
+
+/// The request as the server gets it.
+fn rewrite(
+    request: Request<Incoming>,
+    target: &Target,
+    upgrade: Option<&HeaderValue>,
+) -> Result<Request<Incoming>, Failure> {
+    let (mut parts, body) = request.into_parts();
+    strip(&mut parts.headers);
+    if let Some(protocol) = upgrade {
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(UPGRADE, protocol.clone());
+    }
+    // The address decides (RFC 9112 section 3.2.2); a Host that says something else would confuse the server.
+    let host = match target.port {
+        80 => target.to_string().trim_end_matches(":80").to_owned(),
+        _ => target.to_string(),
+    };
+    let host = HeaderValue::try_from(host).map_err(|_| Failure::bad("not a host"))?;
+    parts.headers.insert(HOST, host);
+    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    parts.uri = path.parse().map_err(|_| Failure::bad("not a path"))?;
+    parts.version = Version::HTTP_11;
+    Ok(Request::from_parts(parts, body))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| -> (HeaderName, HeaderValue) {
+            (name.parse().unwrap(), value.parse().unwrap())
+        };
+        lines.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn only_absolute_requests_for_http_are_forwarded() {
+        let target =
+            |uri: &str| absolute_target(&uri.parse().unwrap()).map_err(|failure| failure.status.as_u16());
+        assert_eq!(target("http://web.example/x"), Ok(Target::new("web.example", 80).unwrap()));
+        assert_eq!(target("http://[2001:db8::1]:81/"), Ok(Target::new("2001:db8::1", 81).unwrap()));
+        for bad in ["/x", "*", "https://web.example/", "ftp://web.example/", "http://user@web.example/"] {
+            assert_eq!(target(bad), Err(400), "{bad}");
+        }
+        for forbidden in ["http://mail.example:25/", "http://localhost/"] {
+            assert_eq!(target(forbidden), Err(403), "{forbidden}");
+        }
+    }
+
+    #[test]
+    fn a_body_has_one_length() {
+        let verdict = |lines: &[(&str, &str)]| check_framing(&headers(lines)).is_ok();
+        assert!(verdict(&[("content-length", "3")]));
+        assert!(verdict(&[("transfer-encoding", "Chunked")]));
+        assert!(!verdict(&[("transfer-encoding", "chunked"), ("content-length", "3")]));
+        assert!(!verdict(&[("transfer-encoding", "gzip, chunked")]));
+        assert!(!verdict(&[("transfer-encoding", "chunked"), ("transfer-encoding", "identity")]));
+    }
+
+    #[test]
+    fn what_is_for_one_connection_stays_there() {
+        let mut lines = headers(&[
+            ("connection", "close, X-Secret"),
+            ("x-secret", "1"),
+            ("proxy-authorization", "Basic eDp5"),
+            ("proxy-connection", "keep-alive"),
+            ("accept", "*/*"),
+        ]);
+        strip(&mut lines);
+        assert_eq!(lines, headers(&[("accept", "*/*")]));
+    }
+}

@@ -1,0 +1,266 @@
+//! `adit proxy`: a browser, a command or a port through the tunnel, as an ordinary user.
+//!
+//! ```text
+//!   SOCKS5 ─┐                        ┌─ names resolved inside
+//!   HTTP   ─┼─ who? ─ where to? ─ dial ─ address checked ─ connected through the tunnel, or refused
+//!   -L     ─┘                                                        ◀── relay ──▶
+//! ```
+//!
+//! Bounds: clients by the gate (turned away at once); negotiations by time; bytes under way by the buffers of the
+//! stack and the sockets.
+
+mod associate;
+mod auth;
+mod dial;
+mod forward;
+mod gate;
+mod http;
+mod relay;
+mod socks;
+mod target;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use clap::Args;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use self::auth::AuthSource;
+pub use self::forward::Forward;
+
+use self::auth::Credentials;
+use self::dial::Dialer;
+use self::gate::Gate;
+use crate::config::wgquick::{Hooks, WgQuick};
+use crate::daemon;
+use crate::home::Home;
+use crate::log::LogOptions;
+use crate::tunnel::{Link, Tunnel};
+
+/// What `adit proxy` is told.
+#[derive(Clone, Debug, Args)]
+pub struct ProxyArgs {
+    /// A wg-quick file, or the NAME of one beside the configuration [default: the only one there]
+    #[arg(value_name = "FILE.conf|NAME")]
+    profile: Option<PathBuf>,
+    /// Serve SOCKS5 here [default: 127.0.0.1:1080 when nothing else is asked for]
+    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:1080")]
+    socks5: Option<SocketAddr>,
+    /// Serve HTTP and HTTPS (CONNECT) here
+    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:8118")]
+    http: Option<SocketAddr>,
+    /// Lead a port of this machine to a host inside
+    #[arg(short = 'L', long = "local", value_name = "[BIND:]PORT:HOST:PORT")]
+    local: Vec<Forward>,
+    /// Lead a port inside to a host of this side
+    #[arg(short = 'R', long = "remote", value_name = "[BIND:]PORT:HOST:PORT")]
+    remote: Vec<Forward>,
+    /// Ask clients for a user and the password in a file; needed to listen beyond loopback
+    #[arg(long, value_name = "USER:file:PATH")]
+    auth: Option<AuthSource>,
+}
+
+/// Serves until it is told to stop.
+///
+/// # Errors
+/// The profile is wrong, an address is taken or would make an open proxy, or the tunnel breaks for good.
+pub fn run(home: &Home, args: &ProxyArgs, log: &LogOptions) -> anyhow::Result<ExitCode> {
+    let mut args = args.clone();
+    if args.socks5.is_none() && args.http.is_none() && args.local.is_empty() && args.remote.is_empty() {
+        args.socks5 = Some(SocketAddr::from(([127, 0, 0, 1], 1080)));
+    }
+    args.refuse_open_doors()?;
+    let credentials = args.auth.as_ref().map(Credentials::load).transpose()?;
+    let file = WgQuick::load(&profile(home, args.profile.as_deref())?, Hooks::Allowed)?;
+    crate::log::start(log)?;
+    adit_io::sys::keep_large_blocks_apart();
+    let descriptors = adit_io::sys::raise_descriptor_limit().context("cannot ask for more descriptors")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(serve(&args, &file, credentials, Gate::new(descriptors)))?;
+    // Whoever still talks is cut off; nothing is left to wait for.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The file that is meant: as named, or the only one there is.
+fn profile(home: &Home, named: Option<&Path>) -> anyhow::Result<PathBuf> {
+    if let Some(named) = named {
+        return Ok(home.profile(named));
+    }
+    let directory = &home.config_dir;
+    let mut found: Vec<PathBuf> = std::fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "conf"))
+        .collect();
+    found.sort();
+    match found.as_slice() {
+        [only] => Ok(only.clone()),
+        [] => bail!(
+            "there is no profile in {}; name a wg-quick file: `adit proxy FILE.conf`",
+            directory.display()
+        ),
+        several => {
+            let names: Vec<_> =
+                several.iter().filter_map(|path| path.file_stem()).map(|it| it.to_string_lossy()).collect();
+            bail!("there are several profiles in {}; name one: {}", directory.display(), names.join(", "))
+        }
+    }
+}
+
+impl ProxyArgs {
+    /// Whoever can reach a listener can use the tunnel.
+    fn refuse_open_doors(&self) -> anyhow::Result<()> {
+        let beyond = |address: &SocketAddr| !address.ip().is_loopback();
+        let door = [("--socks5", self.socks5), ("--http", self.http)]
+            .into_iter()
+            .find_map(|(flag, address)| Some((flag, address.filter(beyond)?)));
+        if let Some((flag, address)) = door
+            && self.auth.is_none()
+        {
+            bail!(
+                "{flag} {address} would let anybody who reaches this machine use the tunnel; bind 127.0.0.1, or ask \
+                 for a password with --auth USER:file:PATH"
+            );
+        }
+        if let Some(forward) = self.local.iter().find(|forward| beyond(&forward.local_listen())) {
+            bail!("-L {forward} would be open to others, and cannot ask for a password; bind 127.0.0.1");
+        }
+        Ok(())
+    }
+}
+
+async fn serve(
+    args: &ProxyArgs,
+    file: &WgQuick,
+    credentials: Option<Credentials>,
+    gate: Gate,
+) -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut doors = Vec::new();
+    if let Some(address) = args.socks5 {
+        doors.push((bind(address, "--socks5").await?, Door::Socks));
+    }
+    if let Some(address) = args.http {
+        doors.push((bind(address, "--http").await?, Door::Http));
+    }
+    for forward in &args.local {
+        let target = forward.inside_target().map_err(|error| anyhow!("-L {forward}: {error}"))?;
+        doors.push((bind(forward.local_listen(), "-L").await?, Door::Port(target)));
+    }
+    let tunnel = Tunnel::open(file)?;
+    let dialer = Dialer::new(tunnel.clone());
+    for forward in &args.remote {
+        let (port, address) = forward.inside_listen();
+        if let Some(address) = address
+            && !tunnel.addresses().contains(&address)
+        {
+            bail!("-R {forward}: {address} is not our address inside the tunnel");
+        }
+        let listener = tunnel.tcp_listen(port).map_err(|error| anyhow!("-R {forward}: {error}"))?;
+        tracing::info!("inside: {forward}");
+        tokio::spawn(forward::inward(listener, forward.clone(), gate.clone()));
+    }
+    for (listener, door) in doors {
+        let address = listener.local_addr()?;
+        tracing::info!("{} on {address}", door.name());
+        tokio::spawn(attend(listener, door, dialer.clone(), credentials.clone(), gate.clone()));
+    }
+    if tunnel.wait_until_up().await.is_err() {
+        tracing::warn!(
+            "no answer from {} so far; connections are refused until there is one",
+            tunnel.gateway()
+        );
+    }
+    daemon::notify_service_manager("READY=1");
+    tracing::info!(connections = gate.places(), "proxy ready");
+    let mut link = tunnel.link();
+    let ended = async {
+        match link.wait_for(|link| matches!(link, Link::Ended(_))).await.as_deref() {
+            Ok(Link::Ended(reason)) => reason.clone(),
+            _ => "it stopped".to_owned(),
+        }
+    };
+    tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        reason = ended => Err(anyhow!("the tunnel ended: {reason}")),
+    }
+}
+
+/// What is behind a listener.
+#[derive(Clone, Debug)]
+enum Door {
+    Socks,
+    Http,
+    Port(target::Target),
+}
+
+impl Door {
+    fn name(&self) -> String {
+        match self {
+            Self::Socks => "SOCKS5".to_owned(),
+            Self::Http => "HTTP".to_owned(),
+            Self::Port(target) => format!("{target}"),
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => anyhow!(
+            "{address} is taken by another program (`ss -ltnp sport = :{}` shows which); choose another with {flag}",
+            address.port()
+        ),
+        _ => anyhow!("cannot listen on {address}: {error}"),
+    })
+}
+
+async fn attend(
+    listener: TcpListener,
+    door: Door,
+    dialer: Dialer,
+    credentials: Option<Credentials>,
+    gate: Gate,
+) {
+    loop {
+        let (client, from) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!("cannot accept: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let Some(pass) = gate.enter() else {
+            tracing::debug!(%from, "turned away: there are too many connections");
+            continue;
+        };
+        let service = one(client, from, door.clone(), dialer.clone(), credentials.clone());
+        tokio::spawn(async move {
+            service.await;
+            drop(pass);
+        });
+    }
+}
+
+fn one(
+    client: TcpStream,
+    from: SocketAddr,
+    door: Door,
+    dialer: Dialer,
+    credentials: Option<Credentials>,
+) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    match door {
+        Door::Socks => Box::pin(socks::serve(client, from, dialer, credentials)),
+        Door::Http => Box::pin(http::serve(client, from, dialer, credentials)),
+        Door::Port(target) => Box::pin(forward::outward(client, from, dialer, target)),
+    }
+}
