@@ -12,7 +12,8 @@ use crate::config::diagnostic::escape;
 use crate::config::name::{InterfaceName, PeerName};
 use crate::config::{self, Complaint, Config, Layers, Report};
 use crate::home::Home;
-use crate::{bench, check, demo, gateway, init, ip, keys, peer, proxy, status, wg};
+use crate::log::LogOptions;
+use crate::{bench, check, demo, gateway, init, ip, keys, peer, proxy, run, status, wg};
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
 const DEVICE_NAME: &str = "adit-wg";
@@ -99,6 +100,15 @@ enum Verb {
         /// Run PreUp, PostUp, PreDown and PostDown of the file, as root
         #[arg(long)]
         allow_hooks: bool,
+    },
+    /// Run one command whose only network is the tunnel; needs no root
+    Run {
+        /// The wg-quick file; a bare NAME means NAME.conf beside adit.toml [default: the only one there]
+        #[arg(value_name = "FILE.conf|NAME")]
+        file: Option<PathBuf>,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<OsString>,
     },
     /// Bring a tunnel down and put the host back as it was
     Down {
@@ -275,6 +285,15 @@ impl Cli {
                 client::up(&home, &UpOptions { file: home.profile(&file), foreground, allow_hooks, log })
             }
             Verb::Proxy(args) => proxy::run(&home.of_user(), &args, &Config::log_without_file(&layers)?),
+            Verb::Run { file, command } => {
+                let home = home.of_user();
+                let file = file.map_or_else(|| run::only_profile(&home), |file| Ok(home.profile(&file)))?;
+                // The command has the terminal: the tunnel speaks only when something is wrong, or when asked.
+                let quiet = LogOptions { level: Some(tracing::Level::WARN), ..LogOptions::default() };
+                let asked = layers.speak_of_log();
+                let log = if asked { Config::log_without_file(&layers)?.rooted() } else { quiet };
+                run::run(&run::RunOptions { file, command, log })
+            }
             Verb::Down { name } => client::down(&home, name.as_deref()),
             Verb::Status { interface, json } => status::run(&home, interface.as_deref(), json),
             Verb::Bench(args) => bench::run(&home, &args),
@@ -314,6 +333,8 @@ impl Verb {
         match self {
             Self::Init(_) | Self::Gateway(_) | Self::Peer(_) | Self::Up { .. } | Self::Wg { .. } => true,
             Self::Genkey | Self::Pubkey | Self::Genpsk | Self::Proxy(_) => true,
+            // The process becomes the command, which may dump core; the one that reads the keys sees to itself.
+            Self::Run { .. } => false,
             Self::Down { .. }
             | Self::Status { .. }
             | Self::Ip(_)

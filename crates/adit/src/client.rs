@@ -222,7 +222,8 @@ fn refuse_reload(asked: Option<control::Asked>) {
     }
 }
 
-fn no_answer(peer: &PeerSection) -> String {
+/// What to tell about a peer that stays silent.
+pub(crate) fn no_answer(peer: &PeerSection) -> String {
     let place = peer.endpoint.as_ref().map(ToString::to_string).unwrap_or_default();
     let port = peer.endpoint.as_ref().map_or(0, |endpoint| endpoint.port);
     format!(

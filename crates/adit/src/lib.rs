@@ -24,6 +24,7 @@ pub mod peer;
 pub mod private_file;
 pub mod privilege;
 pub mod proxy;
+pub mod run;
 pub mod socket;
 pub mod stack;
 pub mod state;

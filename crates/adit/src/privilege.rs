@@ -13,6 +13,11 @@ pub fn user_id() -> Option<u32> {
     status_field("Uid:")?.split_whitespace().nth(1)?.parse().ok()
 }
 
+/// The effective group id of this process.
+pub fn group_id() -> Option<u32> {
+    status_field("Gid:")?.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// The user who called sudo, when root does something for somebody.
 pub fn sudo_user_id() -> Option<u32> {
     (user_id() == Some(0)).then(|| std::env::var("SUDO_UID").ok()?.parse().ok()).flatten()
@@ -38,9 +43,14 @@ pub fn require_root(verb: &str) -> anyhow::Result<()> {
 
 /// Whether this process may configure the network of its namespace.
 pub fn may_configure_network() -> bool {
+    has_capability(CAP_NET_ADMIN)
+}
+
+/// Whether the capability of this number (`capabilities(7)`) is in effect.
+pub fn has_capability(number: u32) -> bool {
     status_field("CapEff:")
         .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .is_some_and(|mask| mask & (1 << CAP_NET_ADMIN) != 0)
+        .is_some_and(|mask| mask & (1 << number) != 0)
 }
 
 fn status_field(name: &str) -> Option<String> {
