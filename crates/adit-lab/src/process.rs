@@ -110,6 +110,16 @@ impl Process {
         Err(LabError::Failed { command: self.command.clone(), ended: ending(status), stderr, hint })
     }
 
+    /// Writes to its standard input, which stays open.
+    pub fn send_input(&mut self, bytes: impl AsRef<[u8]>) -> Result<()> {
+        let what = format!("write to `{}`", self.command);
+        let written = match &mut self.input {
+            Some(pipe) => pipe.write_all(bytes.as_ref()),
+            None => Err(std::io::ErrorKind::BrokenPipe.into()),
+        };
+        written.map_err(LabError::io(what))
+    }
+
     /// Closes its standard input, which tells an agent to finish its work.
     pub fn close_input(&mut self) {
         self.input = None;
