@@ -333,11 +333,12 @@ impl Verb {
         match self {
             Self::Init(_) | Self::Gateway(_) | Self::Peer(_) | Self::Up { .. } | Self::Wg { .. } => true,
             Self::Genkey | Self::Pubkey | Self::Genpsk | Self::Proxy(_) => true,
+            // The file that names the services may be a gateway's.
+            Self::Ip(_) => true,
             // The process becomes the command, which may dump core; the one that reads the keys sees to itself.
             Self::Run { .. } => false,
             Self::Down { .. }
             | Self::Status { .. }
-            | Self::Ip(_)
             | Self::Bench(_)
             | Self::Demo(_)
             | Self::Check { .. } => false,

@@ -417,3 +417,66 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn the_inside_api_has_a_port_of_its_own_or_is_off() {
+    let inside = |lines: &str| {
+        parse(&gateway(lines))
+            .unwrap()
+            .gateway
+            .inside_api()
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(inside(""), ["10.86.0.1:9585"]);
+    assert_eq!(
+        inside("network6 = \"fd00:86::/64\"\ninside_api = 443"),
+        ["10.86.0.1:443", "[fd00:86::1]:443"]
+    );
+    assert_eq!(inside("inside_api = \"off\""), [""; 0]);
+    for bad in ["0", "65536", "\"on\"", "\"10.86.0.1:9585\"", "-1"] {
+        assert!(
+            error(&gateway(&format!("inside_api = {bad}"))).contains("not a port for the inside API"),
+            "{bad}"
+        );
+    }
+    let taken = error(&gateway("listen = 9585"));
+    assert!(taken.contains("peers are listened to there") && taken.contains("inside_api"), "{taken}");
+    assert!(parse(&gateway("listen = 9585\ninside_api = 9586")).is_ok());
+}
+
+#[test]
+fn the_services_that_tell_an_address_may_be_named() {
+    let services = |text: &str, layers: &Layers| {
+        with(text, layers)
+            .map(|config| config.ip_services.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let none = Layers::default();
+    assert_eq!(services(&gateway(""), &none).unwrap().len(), ServiceUrl::usual().len());
+    let text = gateway("[ip]\nservices = [\"https://a.example/\", \"http://192.0.2.1:81/x\"]");
+    assert_eq!(services(&text, &none).unwrap(), ["https://a.example/", "http://192.0.2.1:81/x"]);
+    let environment =
+        vec![("ADIT_IP_SERVICES".to_owned(), "https://b.example/ https://c.example/".to_owned())];
+    let layers = Layers { environment, ..Layers::default() };
+    assert_eq!(services(&text, &layers).unwrap(), ["https://b.example/", "https://c.example/"]);
+    assert!(error(&gateway("[ip]\nservices = []")).contains("name 1 to 16"));
+    assert!(error(&gateway("[ip]\nservices = [\"a.example\"]")).contains("https://"));
+    assert!(error(&gateway("[ip]\nservice = []")).contains("did you mean `services`?"));
+}
+
+#[test]
+fn a_file_for_adit_ip_needs_no_gateway_in_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let home = Home::new(Some(directory.path())).unwrap();
+    let read = || Config::ip_services(&home, &Layers::default());
+    assert_eq!(read().unwrap(), ServiceUrl::usual(), "without a file");
+    private_file::write(
+        &home.config_file(),
+        b"config_version = 1\n[ip]\nservices = [\"http://a.example/\"]\n",
+    )
+    .unwrap();
+    assert_eq!(read().unwrap(), ["http://a.example/".parse().unwrap()]);
+    private_file::write(&home.config_file(), b"[ip]\nservices = \"x\"\n").unwrap();
+    assert_eq!(read().unwrap_err().count(), 1);
+}

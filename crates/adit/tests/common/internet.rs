@@ -21,6 +21,8 @@ pub const INSIDE6: &str = "fd86:ad17::1";
 pub struct Internet {
     pub clients: Vec<Host>,
     pub gateway: Host,
+    /// Joins the networks.
+    pub router: Host,
     pub web: Host,
     web_server: Process,
     // The last to go: it ends what the hosts still run.
@@ -60,7 +62,7 @@ impl Internet {
             })
             .unwrap();
         }
-        Self { clients, gateway, web, web_server, lab }
+        Self { clients, gateway, router, web, web_server, lab }
     }
 
     /// Whom the web server sees when `client` comes, over IPv4 and over IPv6.

@@ -8,6 +8,7 @@ pub mod internet;
 pub mod node;
 pub mod peer;
 pub mod picture;
+pub mod service;
 pub mod tunnel;
 pub mod wire;
 

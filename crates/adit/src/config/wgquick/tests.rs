@@ -255,6 +255,20 @@ fn an_interface() -> impl Strategy<Value = Interface> {
         )
 }
 
+#[test]
+fn a_peer_says_where_its_inside_api_is() {
+    let inside = |line: &str| {
+        let source = Source::new("wg0.conf", peer(line));
+        WgQuick::parse(&source, Hooks::Refused).map(|file| file.peers[0].inside_api.clone())
+    };
+    let both = ["10.86.0.1:9585".parse().unwrap(), "[fd86::1]:9585".parse().unwrap()];
+    assert_eq!(inside("# adit: inside_api = 10.86.0.1:9585, [fd86::1]:9585").unwrap(), both);
+    assert_eq!(inside("").unwrap(), []);
+    for bad in ["10.86.0.1", "gateway:9585", "10.86.0.1:0", "fd86::1:9585"] {
+        assert!(inside(&format!("# adit: inside_api = {bad}")).is_err(), "{bad}");
+    }
+}
+
 /// Flow labels and scopes are not written.
 fn plain(address: std::net::SocketAddr) -> std::net::SocketAddr {
     (address.ip(), address.port()).into()
