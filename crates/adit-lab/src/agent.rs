@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 mod content;
 mod http;
+mod rate;
 mod relay;
 mod sequence;
 mod sniff;
@@ -29,6 +30,9 @@ agents of the lab:
   udp-probe ADDR [--count N] [--interval-ms N] [--bytes N] [--wait-ms N]
   udp-send ADDR COUNT [--bytes N] [--interval-us N]
   udp-sink --listen ADDR [--count N] [--idle-ms N]
+  udp-counter --listen ADDR            counts for udp-rate; answers on the next port
+  udp-rate ADDR [--bytes N] [--trial-ms N] [--lost-percent N]
+                                       the highest rate of which less is lost
   udp-relay --listen ADDR --to ADDR [--delay-ms N] [--loss-percent P] [--seed N]
                                        passes datagrams on, each way after a delay, and loses some
   capture INTERFACE FILE               until standard input closes
@@ -50,6 +54,8 @@ pub fn agent_main(arguments: impl IntoIterator<Item = String>) -> Option<ExitCod
         "udp-probe" => udp::probe(&mut words),
         "udp-send" => udp::send(&mut words),
         "udp-sink" => udp::sink(&mut words),
+        "udp-counter" => rate::counter(&mut words),
+        "udp-rate" => rate::search(&mut words),
         "udp-relay" => relay::relay(&mut words),
         "capture" => sniff::capture(&mut words),
         "remove" => words.required("LAB").and_then(|name: String| Ok(crate::Lab::remove(&name)?)),
