@@ -108,23 +108,25 @@ fn explain(what: &str, path: &Path, error: &io::Error) -> io::Error {
 }
 
 /// Leaves this process, and whatever it becomes, only the capabilities of the mask `keep` (bit N is capability N).
-/// With `keep` 0 it has none, for good: not by a file with capabilities, not by a set-user-ID one.
+/// With `keep` 0 it has none, for good: neither a file with capabilities nor a set-user-ID one gives any.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn give_up_capabilities(keep: u64) -> io::Result<()> {
-    for capability in (0..=last_capability()).filter(|number| keep & (1 << number) == 0) {
+    if keep == 0 {
+        // The bounding set stays as it is: with an empty one the kernel would not even start a file with capabilities,
+        // such as ping. Without new privileges it starts and gets none.
         // SAFETY: prctl with integers only.
-        check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) })?;
+        check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    } else {
+        for capability in (0..=last_capability()).filter(|number| keep & (1 << number) == 0) {
+            // SAFETY: as above.
+            check(unsafe { libc::prctl(libc::PR_CAPBSET_DROP, libc::c_ulong::from(capability), 0, 0, 0) })?;
+        }
     }
     // SAFETY: as above.
     check(unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) })?;
-    set_capabilities(keep)?;
-    if keep == 0 {
-        // SAFETY: as above.
-        check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
-    }
-    Ok(())
+    set_capabilities(keep)
 }
 
 /// struct __user_cap_header_struct of linux/capability.h.
