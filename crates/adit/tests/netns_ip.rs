@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,12 +14,12 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
 use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
-use common::SOON;
 use common::internet::{
     GATEWAY, GATEWAY6, INSIDE, INSIDE6, Internet, WEB, WEB6, adit, admit, client_addresses, init,
     start_gateway, stop_gateway, succeed,
 };
 use common::service::{Service, ok};
+use common::{ADIT, SOON};
 
 /// What the internet sees of client `number`, whose own IPv4 address is a private one.
 fn public(number: usize) -> String {
@@ -255,9 +257,9 @@ fn the_list_of_services_is_configured_by_file_variable_and_flag() {
     let client = &net.clients[0];
     let [a, b, c] = [8001, 8002, 8003].map(|port| text_service(&net.web, &format!("{WEB}:{port}")));
     let home = common::internet::home(client);
-    std::fs::create_dir_all(&home).unwrap();
+    fs::create_dir_all(&home).unwrap();
     let file = home.join("adit.toml");
-    std::fs::write(&file, format!("config_version = 1\n[ip]\nservices = [\"{}\"]\n", a.url)).unwrap();
+    fs::write(&file, format!("config_version = 1\n[ip]\nservices = [\"{}\"]\n", a.url)).unwrap();
     client.exec(["chmod", "600", &file.display().to_string()]).unwrap();
     let hits = || [a.hits(), b.hits(), c.hits()];
     ask(client, &[], &["-4"]);
@@ -334,4 +336,34 @@ fn without_a_gateway_that_answers_the_services_are_asked_around_the_tunnel() {
     assert_eq!(page["ipv4"]["outside"]["address"], public(0), "{page}");
     assert!(page["ipv4"]["seen"].is_null() && page["ipv4"]["masked"].is_null(), "{page}");
     assert_eq!(page["ipv4"]["failures"][0]["service"], "gateway", "{page}");
+}
+
+#[test]
+fn an_ordinary_user_is_told_what_the_world_sees_and_that_only_root_knows_more() {
+    let net = internet("ipuser", 1);
+    let services = both(&net);
+    let _gateway = gateway(&net);
+    up(&net, 0, &[]);
+    let client = &net.clients[0];
+    // Where a user may run it from.
+    let directory = tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir().unwrap();
+    let program = directory.path().join("adit");
+    fs::copy(ADIT, &program).unwrap();
+    let as_user = |arguments: &[&str]| {
+        let home = common::internet::home(client).display().to_string();
+        let program = program.display().to_string();
+        let words = asking(&services, arguments);
+        let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", &program, "--home", &home];
+        client.attempt(user.into_iter().map(str::to_owned).chain(words)).unwrap()
+    };
+    let page = as_user(&["--json"]).json().unwrap();
+    assert_eq!((&page["tunnel"], &page["interface"]), (&"unknown".into(), &Value::Null), "{page}");
+    assert_eq!(page["ipv4"]["seen"]["address"], GATEWAY, "{page}");
+    assert!(page["ipv4"]["outside"].is_null() && page["ipv4"]["masked"].is_null(), "{page}");
+    let text = as_user(&["-4"]);
+    assert!(text.ok() && text.stdout.contains("sudo adit ip"), "{text:?}");
+    let outside = as_user(&["--outside"]);
+    assert_eq!(outside.code(), Some(1));
+    assert!(outside.stderr.contains("run `sudo adit ip --outside`"), "{}", outside.stderr);
+    assert_eq!(ask(client, &services, &["--outside", "-4"])["ipv4"]["outside"]["address"], public(0));
 }

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ impl Drop for Door {
 /// Has exactly the wanted addresses open until the sender of `wanted` is gone.
 pub(super) async fn keep_open(kind: Kind, callers: Callers, mut wanted: watch::Receiver<Wanted>) {
     let mut doors: Vec<Door> = Vec::new();
-    let mut told = None;
+    let mut told = HashSet::new();
     loop {
         let now = wanted.borrow_and_update().clone();
         doors.retain(|door| {
@@ -56,15 +57,17 @@ pub(super) async fn keep_open(kind: Kind, callers: Callers, mut wanted: watch::R
                 Err(error) => {
                     failed = true;
                     let reason = format!("{at}: {error}");
-                    if told.as_ref() != Some(&reason) {
+                    if told.insert(reason.clone()) {
                         tracing::warn!(
                             "the inside API cannot have {reason}; it is tried again. Another port: `inside_api` below \
                              [gateway]"
                         );
-                        told = Some(reason);
                     }
                 }
             }
+        }
+        if !failed {
+            told.clear();
         }
         let changed = match failed {
             true => tokio::time::timeout(RETRY, wanted.changed()).await.unwrap_or(Ok(())),
