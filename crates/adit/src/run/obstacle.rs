@@ -23,7 +23,7 @@ const LIMIT: &str = "15000";
 
 /// Explains why namespaces could not be made.
 pub fn of_namespaces(error: &io::Error) -> anyhow::Error {
-    anyhow!("{}", explain(error, |key| sysctl(key)))
+    anyhow!("{}", explain(error, sysctl))
 }
 
 fn sysctl(key: &str) -> Option<String> {
