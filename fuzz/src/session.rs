@@ -15,7 +15,6 @@ use adit_proto::engine::{Engine, EngineConfig};
 use adit_proto::event::{AllowedIpChange, Command, Notice, Output, PeerUpdate};
 use adit_proto::forward::{Departure, Forwarding};
 use adit_proto::key::StaticSecret;
-use adit_proto::keypair::blocks_of;
 use adit_proto::packet::{Ecn, InsideHeader};
 use adit_proto::suite::Suite;
 use adit_proto::time::{Clock, Instant, UnixTime};
@@ -144,11 +143,7 @@ impl World {
         let mut notices = Vec::new();
         match forwarding.depart(self.clock.now, &header) {
             Departure::Seal(keypair, endpoint) => {
-                let padded_len = forwarding.padding().padded_len(packet.len());
-                let counter = keypair.reserve(1, blocks_of(padded_len)).unwrap();
-                let mut message = vec![0; padded_len + 32];
-                message[16..16 + packet.len()].copy_from_slice(&packet);
-                keypair.seal(counter, &mut message).unwrap();
+                let message = forwarding.seal(&keypair, &packet).unwrap();
                 forwarding.sent(self.clock.now, &keypair, 1, message.len() as u64, &mut notices);
                 self.transmit(host, endpoint, message);
             }

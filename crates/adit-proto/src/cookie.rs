@@ -11,6 +11,7 @@
 use core::fmt;
 use core::net::IpAddr;
 use core::time::Duration;
+use std::sync::Arc;
 
 use blake2::digest::consts::U16;
 use blake2::digest::{Digest, FixedOutput, KeyInit, Update};
@@ -70,11 +71,12 @@ pub struct CookieChecker {
     mac1: Mac1Keys,
     chacha20_poly1305: [u8; 32],
     aes_256_gcm: [u8; 32],
-    secret: Option<CookieSecret>,
+    secret: Option<Arc<CookieSecret>>,
 }
 
+/// What cookies are made from, and mac2 is checked with.
 #[derive(Zeroize, ZeroizeOnDrop)]
-struct CookieSecret {
+pub(crate) struct CookieSecret {
     bytes: [u8; 32],
     #[zeroize(skip)]
     born: Instant,
@@ -97,14 +99,15 @@ impl CookieChecker {
         &self.mac1
     }
 
+    /// The secret of the cookies given away last, to share with the lanes.
+    pub(crate) fn secret(&self) -> Option<&Arc<CookieSecret>> {
+        self.secret.as_ref()
+    }
+
     /// Whether mac2 of an initiation or response was made with a cookie that we gave to `from` at most
     /// 120 seconds ago, in constant time.
     pub fn verify_mac2(&self, message: &[u8], from: &Endpoint, now: Instant) -> bool {
-        let Some(secret) = self.secret.as_ref().filter(|secret| secret.is_fresh(now)) else { return false };
-        split_macs(message).is_some_and(|(text, mac1, mac2)| {
-            let cookie = secret.cookie(from);
-            mac(&cookie.0, &[text, mac1]).ct_eq(mac2).into()
-        })
+        self.secret.as_ref().is_some_and(|secret| secret.verify_mac2(message, from, now))
     }
 
     /// Writes the cookie reply to an initiation or response that came from `from`, where `sender` and
@@ -122,7 +125,7 @@ impl CookieChecker {
         random(&mut nonce);
         let secret = match self.secret.take().filter(|secret| secret.is_fresh(now)) {
             Some(secret) => secret,
-            None => CookieSecret::new(now, random),
+            None => Arc::new(CookieSecret::new(now, random)),
         };
         let cookie = self.secret.insert(secret).cookie(from);
         let key = match suite {
@@ -139,11 +142,26 @@ impl fmt::Debug for CookieChecker {
     }
 }
 
+impl fmt::Debug for CookieSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("CookieSecret(hidden)")
+    }
+}
+
 impl CookieSecret {
     fn new(now: Instant, random: &mut dyn FnMut(&mut [u8])) -> Self {
         let mut secret = Self { bytes: [0; 32], born: now };
         random(&mut secret.bytes);
         secret
+    }
+
+    /// As [`CookieChecker::verify_mac2`], for lanes.
+    pub(crate) fn verify_mac2(&self, message: &[u8], from: &Endpoint, now: Instant) -> bool {
+        self.is_fresh(now)
+            && split_macs(message).is_some_and(|(text, mac1, mac2)| {
+                let cookie = self.cookie(from);
+                mac(&cookie.0, &[text, mac1]).ct_eq(mac2).into()
+            })
     }
 
     fn is_fresh(&self, now: Instant) -> bool {

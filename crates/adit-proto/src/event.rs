@@ -103,8 +103,8 @@ pub enum Notice {
     AwaitingReply(Arc<Path>),
     /// Data was received and nothing has been sent since.
     OwingReply(Arc<Path>),
-    /// The current keypair should be replaced soon.
-    Rekey(Arc<Path>),
+    /// A keypair should be replaced soon.
+    Rekey(Arc<Keypair>),
     /// A handshake message with a valid mac1.
     Handshake(HandshakeDatagram),
 }
@@ -118,6 +118,9 @@ pub struct HandshakeDatagram {
     pub bytes: [u8; 148],
     /// The length of the message.
     pub len: u8,
+    /// Whether the sender has shown that it receives at the address it sends from: by mac2, by a connection, or by an
+    /// index that only a message to there has named. A flood from invented addresses must not push these out.
+    pub proven: bool,
 }
 
 /// What the engine wants done, in order.

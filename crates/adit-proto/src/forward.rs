@@ -18,17 +18,17 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::allowed_ips::Routes;
-use crate::cookie::Mac1Keys;
-use crate::endpoint::Endpoint;
+use crate::cookie::{CookieSecret, Mac1Keys};
+use crate::endpoint::{Carrier, Endpoint};
 use crate::event::{HandshakeDatagram, Notice};
 use crate::index::IndexTable;
-use crate::keypair::Keypair;
+use crate::keypair::{Keypair, blocks_of};
 use crate::packet::{Ecn, InsideHeader, ecn_decapsulate};
 use crate::path::{Path, Staged};
 use crate::reason::{DropCounters, DropReason};
 use crate::suite::Suite;
 use crate::time::Instant;
-use crate::wire::{Message, TRANSPORT_HEADER_LEN, TransportHeader};
+use crate::wire::{Message, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TransportHeader};
 
 const DEFAULT_MTU_BYTES: usize = 1420;
 
@@ -41,6 +41,7 @@ pub struct Forwarding {
     keypairs: Arc<IndexTable<Keypair>>,
     handshakes: Arc<IndexTable<Path>>,
     pub(crate) mac1_keys: ArcSwapOption<Mac1Keys>,
+    pub(crate) cookie_secret: ArcSwapOption<CookieSecret>,
     mtu_bytes: AtomicUsize,
 }
 
@@ -90,6 +91,7 @@ impl Forwarding {
             keypairs,
             handshakes,
             mac1_keys: ArcSwapOption::empty(),
+            cookie_secret: ArcSwapOption::empty(),
             mtu_bytes: AtomicUsize::new(DEFAULT_MTU_BYTES),
         }
     }
@@ -133,11 +135,32 @@ impl Forwarding {
         true
     }
 
+    /// Seals one inside packet, or the nothing of a keepalive, as a message of its own. For whoever sends one at a time;
+    /// a lane seals to the place on the wire.
+    ///
+    /// # Errors
+    /// [`DropReason::KeyExhausted`], already counted.
+    pub fn seal(&self, keypair: &Keypair, packet: &[u8]) -> Result<Vec<u8>, DropReason> {
+        let padded_len = self.padding().padded_len(packet.len());
+        let mut message = Vec::with_capacity(padded_len.saturating_add(TRANSPORT_MIN_LEN));
+        message.resize(TRANSPORT_HEADER_LEN, 0);
+        message.extend_from_slice(packet);
+        message.resize(padded_len.saturating_add(TRANSPORT_MIN_LEN), 0);
+        let counter = keypair.reserve(1, blocks_of(padded_len));
+        match counter.and_then(|counter| keypair.seal(counter, &mut message)) {
+            Some(()) => Ok(message),
+            None => {
+                self.drops.count(DropReason::KeyExhausted);
+                Err(DropReason::KeyExhausted)
+            }
+        }
+    }
+
     /// Accounts for `messages` sealed data messages of together `bytes`.
     pub fn sent(
         &self,
         now: Instant,
-        keypair: &Keypair,
+        keypair: &Arc<Keypair>,
         messages: u64,
         bytes: u64,
         notices: &mut Vec<Notice>,
@@ -148,7 +171,7 @@ impl Forwarding {
             notices.push(Notice::AwaitingReply(Arc::clone(path)));
         }
         if keypair.rekey_after_sending(now) {
-            notices.push(Notice::Rekey(Arc::clone(path)));
+            notices.push(Notice::Rekey(Arc::clone(keypair)));
         }
     }
 
@@ -165,7 +188,7 @@ impl Forwarding {
             Ok((suite, Message::Transport(header))) => {
                 self.arrive_transport(now, from, ecn, suite, &header, datagram, notices)
             }
-            Ok((suite, message)) => self.arrive_handshake(from, suite, &message, datagram, notices),
+            Ok((suite, message)) => self.arrive_handshake(now, from, suite, &message, datagram, notices),
             Err(reason) => Err(reason),
         };
         result.unwrap_or_else(|reason| {
@@ -182,11 +205,7 @@ impl Forwarding {
             Notice::KeyConfirmed(keypair) => keypair.confirm_lost(),
             Notice::AwaitingReply(path) => path.activity.stop_awaiting(),
             Notice::OwingReply(path) => path.activity.stop_owing(),
-            Notice::Rekey(path) => {
-                if let Some(keypair) = path.current() {
-                    keypair.rekey_lost();
-                }
-            }
+            Notice::Rekey(keypair) => keypair.rekey_lost(),
             Notice::Roamed(..) | Notice::Handshake(_) => {}
         }
     }
@@ -253,7 +272,7 @@ impl Forwarding {
             notices.push(Notice::KeyConfirmed(Arc::clone(keypair)));
         }
         if keypair.rekey_after_receiving(now) {
-            notices.push(Notice::Rekey(Arc::clone(path)));
+            notices.push(Notice::Rekey(Arc::clone(keypair)));
         }
     }
 
@@ -261,6 +280,7 @@ impl Forwarding {
     /// something of ours.
     fn arrive_handshake(
         &self,
+        now: Instant,
         from: &Endpoint,
         suite: Suite,
         message: &Message<'_>,
@@ -272,11 +292,15 @@ impl Forwarding {
             Some(keys) if keys.verify(suite, datagram) => Ok(()),
             _ => Err(DropReason::BadMac1),
         };
-        match message {
-            Message::Initiation(_) => verify_mac1()?,
+        let proven = match message {
+            Message::Initiation(_) => {
+                verify_mac1()?;
+                from.carrier != Carrier::Udp || self.verify_mac2(now, from, datagram)
+            }
             Message::Response(response) => {
                 verify_mac1()?;
                 self.handshakes.get(response.receiver).ok_or(DropReason::UnexpectedReply)?;
+                true
             }
             Message::CookieReply(reply) => {
                 let known = self.handshakes.get(reply.receiver).is_some()
@@ -284,14 +308,26 @@ impl Forwarding {
                 if !known {
                     return Err(DropReason::UnexpectedReply);
                 }
+                true
             }
-            Message::Transport(_) => {}
-        }
+            Message::Transport(_) => return Ok(None),
+        };
         let mut bytes = [0; 148];
         bytes.get_mut(..datagram.len()).ok_or(DropReason::MalformedDatagram)?.copy_from_slice(datagram);
         let len = datagram.len() as u8;
-        notices.push(Notice::Handshake(HandshakeDatagram { from: *from, bytes, len }));
+        notices.push(Notice::Handshake(HandshakeDatagram { from: *from, bytes, len, proven }));
         Ok(None)
+    }
+
+    /// A message without mac2 has zeros there, and most have none.
+    fn verify_mac2(&self, now: Instant, from: &Endpoint, datagram: &[u8]) -> bool {
+        let has_mac2 = datagram.last_chunk().is_some_and(|mac2| *mac2 != [0; 16]);
+        has_mac2
+            && self
+                .cookie_secret
+                .load()
+                .as_ref()
+                .is_some_and(|secret| secret.verify_mac2(datagram, from, now))
     }
 
     fn refuse(&self, reason: DropReason) -> Departure {

@@ -9,6 +9,9 @@
 //!                          └─ its own bucket, then the budget for proven sources ──▶ Admit or Drop
 //! ```
 //!
+//! A message that turns out to come from a peer gives its source the token back: ten thousand peers may share one
+//! address, and whoever holds no peer's key still spends. The budgets for all bound the work of peers as well.
+//!
 //! A source has a bucket only once it is proven to receive at its address, so spoofing buys neither
 //! budget nor memory; and a flood of unproven messages does not touch the budget of proven ones.
 
@@ -62,7 +65,7 @@ impl Default for LimitConfig {
         Self {
             unverified: Rate { per_sec: 1_000, burst: 1_000 },
             cookie_replies: Rate { per_sec: 10_000, burst: 10_000 },
-            verified: Rate { per_sec: 1_000, burst: 1_000 },
+            verified: Rate { per_sec: 3_000, burst: 3_000 },
             per_source: Rate { per_sec: 20, burst: 5 },
             max_sources: 65_536,
             hold: Duration::from_secs(1),
@@ -129,6 +132,13 @@ impl Limiter {
         }
     }
 
+    /// The message from `from` admitted last came from a peer and was fresh: it does not count against its source.
+    pub fn was_from_peer(&mut self, from: &Endpoint) {
+        if let Some(bucket) = self.sources.get_mut(&Source::of(from)) {
+            bucket.give_back(self.config.per_source);
+        }
+    }
+
     /// Whether unproven sources have to show a cookie now.
     pub fn is_under_load(&self, now: Instant) -> bool {
         now < self.loaded_until
@@ -183,6 +193,13 @@ impl Bucket {
         let after = self.after_spending(rate, now);
         self.full_at = after.unwrap_or(self.full_at);
         after.is_some()
+    }
+
+    /// Puts a token back that was spent.
+    fn give_back(&mut self, rate: Rate) {
+        if let Some(token) = Duration::from_secs(1).checked_div(rate.per_sec) {
+            self.full_at = self.full_at.saturating_sub(token);
+        }
     }
 
     fn has_room(&self, rate: Rate, now: Instant) -> bool {

@@ -6,7 +6,7 @@
 //! - locked: the staged packets, touched only while there is no usable keypair
 //! - relaxed atomics, written by lanes: [`Activity`] and the byte counters
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,10 +43,16 @@ pub struct Path {
 }
 
 /// Levels that lanes leave for the engine's timers. Times are in milliseconds, plus one; 0 is "never".
+///
+/// A level that rises is news for the engine only while no timer waits for it: a timer that fires reads the level and
+/// goes on or ends. The flag of a timer is set by whoever sees the level rise, and cleared by the engine before it
+/// reads the level; both in one order for all, so that no rise falls between the two.
 #[derive(Debug, Default)]
 pub struct Activity {
     awaiting_reply_since: AtomicU64,
+    awaiting_timer_runs: AtomicBool,
     owing_reply_since: AtomicU64,
+    owing_timer_runs: AtomicBool,
     owing_another: AtomicBool,
     last_sent: AtomicU64,
     last_received: AtomicU64,
@@ -201,11 +207,13 @@ impl Path {
 }
 
 impl Activity {
-    /// Data (not a keepalive) was sent. True when nothing had been awaited: the engine must start a timer.
+    /// Data (not a keepalive) was sent. True when a reply is awaited since now and no timer runs for that: the engine
+    /// must start it.
     pub fn data_sent(&self, now: Instant) -> bool {
         self.packet_sent(now);
         self.awaiting_reply_since.load(Relaxed) == 0
-            && self.awaiting_reply_since.swap(stamp(now), Relaxed) == 0
+            && self.awaiting_reply_since.swap(stamp(now), SeqCst) == 0
+            && start(&self.awaiting_timer_runs)
     }
 
     /// Any authenticated packet was sent.
@@ -214,11 +222,11 @@ impl Activity {
         clear(&self.owing_reply_since);
     }
 
-    /// Data was received. True when nothing had been owed: the engine must start a timer.
+    /// Data was received. True when a reply is owed since now and no timer runs for that: the engine must start it.
     pub fn data_received(&self, now: Instant) -> bool {
         self.packet_received(now);
         if self.owing_reply_since.load(Relaxed) == 0 {
-            return self.owing_reply_since.swap(stamp(now), Relaxed) == 0;
+            return self.owing_reply_since.swap(stamp(now), SeqCst) == 0 && start(&self.owing_timer_runs);
         }
         if !self.owing_another.load(Relaxed) {
             self.owing_another.store(true, Relaxed);
@@ -232,14 +240,28 @@ impl Activity {
         clear(&self.awaiting_reply_since);
     }
 
-    /// Since when data is unanswered.
-    pub fn awaiting_reply_since(&self) -> Option<Instant> {
-        instant(self.awaiting_reply_since.load(Relaxed))
+    /// The timer for an awaited reply has fired or was stopped. Returns since when data is unanswered: the timer must
+    /// run on, after [`Self::awaiting_timer_runs_on`].
+    pub(crate) fn awaiting_timer_ended(&self) -> Option<Instant> {
+        self.awaiting_timer_runs.store(false, SeqCst);
+        instant(self.awaiting_reply_since.load(SeqCst))
     }
 
-    /// Since when the peer's data is unanswered.
-    pub fn owing_reply_since(&self) -> Option<Instant> {
-        instant(self.owing_reply_since.load(Relaxed))
+    /// The engine has the timer for an awaited reply running.
+    pub(crate) fn awaiting_timer_runs_on(&self) {
+        self.awaiting_timer_runs.store(true, SeqCst);
+    }
+
+    /// The timer for an owed reply has fired or was stopped. Returns since when the peer's data is unanswered: the
+    /// timer must run on, after [`Self::owing_timer_runs_on`].
+    pub(crate) fn owing_timer_ended(&self) -> Option<Instant> {
+        self.owing_timer_runs.store(false, SeqCst);
+        instant(self.owing_reply_since.load(SeqCst))
+    }
+
+    /// The engine has the timer for an owed reply running.
+    pub(crate) fn owing_timer_runs_on(&self) {
+        self.owing_timer_runs.store(true, SeqCst);
     }
 
     /// When the last packet went either way.
@@ -252,9 +274,10 @@ impl Activity {
         instant(self.last_received.load(Relaxed))
     }
 
-    /// Forgets that a reply is awaited.
-    pub fn stop_awaiting(&self) {
+    /// Forgets that a reply is awaited: the next data sent is news.
+    pub(crate) fn stop_awaiting(&self) {
         clear(&self.awaiting_reply_since);
+        self.awaiting_timer_runs.store(false, SeqCst);
     }
 
     /// A reply is still owed, since `now`.
@@ -262,13 +285,14 @@ impl Activity {
         self.owing_reply_since.store(stamp(now), Relaxed);
     }
 
-    /// Forgets that a reply is owed.
-    pub fn stop_owing(&self) {
+    /// Forgets that a reply is owed: the next data received is news.
+    pub(crate) fn stop_owing(&self) {
         clear(&self.owing_reply_since);
+        self.owing_timer_runs.store(false, SeqCst);
     }
 
     /// Whether more data came while a reply was owed; true once.
-    pub fn take_owing_another(&self) -> bool {
+    pub(crate) fn take_owing_another(&self) -> bool {
         self.owing_another.swap(false, Relaxed)
     }
 }
@@ -295,6 +319,11 @@ impl Traffic {
     pub fn packets(&self) -> (u64, u64) {
         (self.rx_packets.load(Relaxed), self.tx_packets.load(Relaxed))
     }
+}
+
+/// Sets the flag of a timer; true when it was not set.
+fn start(timer_runs: &AtomicBool) -> bool {
+    !timer_runs.load(SeqCst) && !timer_runs.swap(true, SeqCst)
 }
 
 fn stamp(now: Instant) -> u64 {

@@ -82,8 +82,6 @@ drop_reasons! {
     TunFailed => "tun_failed",
     /// A packet larger than the path or the device takes.
     TooBig => "too_big",
-    /// A packet the policy between peers refuses.
-    Policy => "policy",
 }
 
 /// One counter per [`DropReason`]; shared by every lane, updated with relaxed atomics.

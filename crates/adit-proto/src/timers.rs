@@ -76,11 +76,6 @@ impl Timers {
         }
     }
 
-    /// Stops every timer.
-    pub fn stop_all(&mut self) {
-        self.0 = Default::default();
-    }
-
     /// Whether `timer` runs.
     pub fn is_set(&self, timer: Timer) -> bool {
         self.deadline(timer).is_some()

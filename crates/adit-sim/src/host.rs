@@ -9,7 +9,7 @@ use adit_proto::engine::{Engine, EngineConfig, Random};
 use adit_proto::event::{Command, Event, Notice, Output, PeerUpdate};
 use adit_proto::forward::{Departure, Forwarding};
 use adit_proto::key::{PublicKey, StaticSecret};
-use adit_proto::keypair::{Keypair, blocks_of};
+use adit_proto::keypair::Keypair;
 use adit_proto::packet::{Ecn, InsideHeader};
 use adit_proto::reason::DropReason;
 use adit_proto::time::{Clock, Instant, UnixTime};
@@ -30,7 +30,6 @@ pub type Drops = [u64; DropReason::ALL.len()];
 
 const WALL_AT_START: u64 = 1_700_000_000;
 const MAX_TIMEOUTS_AT_ONCE: u32 = 64;
-const DATAGRAM_OVERHEAD: usize = TRANSPORT_MIN_LEN;
 
 /// What became of the inside packets of a host, over all its lives.
 #[derive(Clone, Copy, Debug, Default)]
@@ -240,19 +239,15 @@ impl Host {
     fn seal(
         &mut self,
         now: Instant,
-        keypair: &Keypair,
+        keypair: &Arc<Keypair>,
         endpoint: Endpoint,
         packet: &[u8],
         notices: &mut Vec<Notice>,
     ) -> Option<DropReason> {
-        let padded_len = self.forwarding.padding().padded_len(packet.len());
-        let Some(counter) = keypair.reserve(1, blocks_of(padded_len)) else {
-            self.forwarding.drops.count(DropReason::KeyExhausted);
-            return Some(DropReason::KeyExhausted);
+        let message = match self.forwarding.seal(keypair, packet) {
+            Ok(message) => message,
+            Err(reason) => return Some(reason),
         };
-        let mut message = vec![0; padded_len + DATAGRAM_OVERHEAD];
-        message[16..][..packet.len()].copy_from_slice(packet);
-        assert!(keypair.seal(counter, &mut message).is_some());
         self.forwarding.sent(now, keypair, 1, message.len() as u64, notices);
         self.ledger.sealed += 1;
         self.outbox.push((endpoint.remote, message, Origin::Data));

@@ -94,13 +94,16 @@ impl Engine {
         mac1: &[u8; 16],
         message: &[u8],
     ) -> Result<(), DropReason> {
-        let Self { cookies, limiter, random, .. } = self;
-        let Some(cookies) = cookies else { return Err(DropReason::BadMac1) };
-        match limiter.decide(from, clock.now, || cookies.verify_mac2(message, from, clock.now)) {
+        let Some(cookies) = &mut self.cookies else { return Err(DropReason::BadMac1) };
+        match self.limiter.decide(from, clock.now, || cookies.verify_mac2(message, from, clock.now)) {
             Verdict::Admit => Ok(()),
             Verdict::Drop(reason) => Err(reason),
             Verdict::RequireCookie => {
-                let reply = cookies.create_reply(suite, sender, mac1, from, clock.now, random);
+                let reply = cookies.create_reply(suite, sender, mac1, from, clock.now, &mut self.random);
+                let published = self.forwarding.cookie_secret.load();
+                if published.as_ref().map(Arc::as_ptr) != cookies.secret().map(Arc::as_ptr) {
+                    self.forwarding.cookie_secret.store(cookies.secret().cloned());
+                }
                 self.transmit(*from, Ecn::NotEct, None, reply.to_vec());
                 Err(DropReason::CookieRequired)
             }
@@ -132,6 +135,8 @@ impl Engine {
         }
         peer.timestamps.received = Some(initiation.timestamp);
         peer.last_initiation_consumed = Some(clock.now);
+        self.limiter.was_from_peer(from);
+        let peer = self.peer_mut(id).ok_or(DropReason::UnknownPeer)?;
         let psk = peer.preshared_key.clone();
         let path = Arc::clone(&peer.path);
         path.traffic.received(1, crate::wire::INITIATION_LEN as u64);
@@ -176,6 +181,8 @@ impl Engine {
             .consume_response(&identity, &peer.preshared_key, message)
             .map_err(|_| DropReason::BadHandshake)?;
         peer.awaiting = None;
+        self.limiter.was_from_peer(from);
+        let peer = self.peer_mut(id).ok_or(DropReason::UnexpectedReply)?;
         let rtt = peer.last_initiation_sent.map(|sent| clock.now.since(sent));
         let handshake_time = peer.attempt_started.take().map(|start| clock.now.since(start));
         peer.handshake_rtt = rtt;

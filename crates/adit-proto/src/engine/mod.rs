@@ -58,6 +58,8 @@ pub struct Engine {
     receivers: Receivers,
     allowed_ips: AllowedIps,
     table_changed: bool,
+    /// Paths that lanes find until the table is published again.
+    removed: Vec<Arc<Path>>,
     timers: TimerQueue,
     limiter: Limiter,
     cookies: Option<CookieChecker>,
@@ -99,6 +101,7 @@ impl Engine {
             receivers,
             allowed_ips: AllowedIps::default(),
             table_changed: false,
+            removed: Vec::new(),
             timers: TimerQueue::default(),
             limiter,
             cookies: None,
@@ -113,7 +116,7 @@ impl Engine {
         match command {
             Command::SetPrivateKey(secret) => self.set_private_key(secret),
             Command::SetPeer(update) => self.set_peer(clock, update),
-            Command::RemovePeer(public_key) => self.remove_peer(&public_key),
+            Command::RemovePeer(public_key) => self.forget_peer(&public_key),
             Command::RemoveAllPeers => self.remove_all_peers(),
             Command::Initiate(public_key) => {
                 if let Some(&id) = self.by_key.get(&public_key) {
@@ -131,8 +134,8 @@ impl Engine {
             Notice::Roamed(path, endpoint) => self.tell_roamed(&path, endpoint),
             Notice::AwaitingReply(path) => self.expect_reply(clock.now, &path),
             Notice::OwingReply(path) => self.owe_reply(clock.now, &path),
-            Notice::Rekey(path) => {
-                if let Some(id) = self.id_of(&path) {
+            Notice::Rekey(keypair) => {
+                if let Some(id) = self.id_of(&keypair.path) {
                     self.send_initiation(clock, id, Attempt::First);
                 }
             }
@@ -193,7 +196,7 @@ impl Engine {
             return;
         }
         if let Some(new) = &identity {
-            self.remove_peer(&new.public);
+            self.forget_peer(&new.public);
         }
         let ids: Vec<_> = self.peers.iter().flatten().map(|peer| peer.path.id).collect();
         for id in ids {
@@ -206,6 +209,7 @@ impl Engine {
         self.cookies = identity.as_ref().map(|identity| CookieChecker::new(&identity.public));
         let mac1_keys = self.cookies.as_ref().map(|cookies| Arc::new(cookies.mac1_keys().clone()));
         self.forwarding.mac1_keys.store(mac1_keys);
+        self.forwarding.cookie_secret.store(None);
         self.identity = identity;
     }
 
@@ -271,7 +275,7 @@ impl Engine {
         fresh.timestamps = peer.timestamps;
         fresh.queued = peer.queued;
         let old = core::mem::replace(peer, fresh);
-        self.drop_staged(&old.path);
+        self.removed.push(old.path);
         self.arm_persistent_keepalive(clock.now, id);
     }
 
@@ -305,25 +309,20 @@ impl Engine {
         }
     }
 
-    fn remove_peer(&mut self, public_key: &PublicKey) {
-        self.forget_peer(public_key);
-        self.publish_table();
-    }
-
     fn remove_all_peers(&mut self) {
         let keys: Vec<_> = self.peers.iter().flatten().map(|peer| peer.path.public_key).collect();
         self.allowed_ips = AllowedIps::default();
         keys.iter().for_each(|key| self.forget_peer(key));
-        self.publish_table();
     }
 
+    /// The sessions end at once; the routes with the next poll, so that many changes publish one table.
     fn forget_peer(&mut self, public_key: &PublicKey) {
         let Some(id) = self.by_key.remove(public_key) else { return };
         self.end_sessions(id);
         self.allowed_ips.remove_peer(id.0);
         if let Some(peer) = self.peers.get_mut(id.0 as usize).and_then(Option::take) {
             self.timers.update(id, peer.queued, None);
-            self.drop_staged(&peer.path);
+            self.removed.push(peer.path);
             self.free_slots.push(id);
         }
         self.table_changed = true;
@@ -348,6 +347,9 @@ impl Engine {
         }
         let paths = self.peers.iter().map(|peer| peer.as_ref().map(|peer| Arc::clone(&peer.path))).collect();
         self.forwarding.table.store(Arc::new(RouteTable { routes: self.allowed_ips.publish(), paths }));
+        for path in core::mem::take(&mut self.removed) {
+            self.drop_staged(&path);
+        }
     }
 
     fn peer(&self, id: PeerId) -> Option<&Peer> {

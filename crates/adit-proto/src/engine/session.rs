@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Attempt, Engine, Queued};
 use crate::event::{Event, PeerId};
 use crate::handshake::SessionKeys;
-use crate::keypair::{Keypair, blocks_of};
+use crate::keypair::Keypair;
 use crate::packet::{Ecn, InsideHeader};
 use crate::path::{Path, Staged};
 use crate::reason::DropReason;
@@ -15,7 +15,6 @@ use crate::timers::{
     ERASE_AFTER_TIME, KEEPALIVE_TIMEOUT, MAX_HANDSHAKE_ATTEMPTS, MAX_JITTER, NEW_HANDSHAKE_TIMEOUT, Timer,
 };
 
-const MESSAGE_OVERHEAD: usize = 32;
 /// Rounds of sending staged packets before lanes may send beside them.
 const MAX_PUBLISH_ROUNDS: u8 = 8;
 
@@ -104,6 +103,7 @@ impl Engine {
     pub(super) fn expect_reply(&mut self, now: Instant, path: &Arc<Path>) {
         let Some(id) = self.id_of(path) else { return };
         let jitter = self.jitter();
+        path.activity.awaiting_timer_runs_on();
         self.set_timer(
             id,
             Timer::NewHandshake,
@@ -113,6 +113,7 @@ impl Engine {
 
     pub(super) fn owe_reply(&mut self, now: Instant, path: &Arc<Path>) {
         let Some(id) = self.id_of(path) else { return };
+        path.activity.owing_timer_runs_on();
         self.set_timer(id, Timer::SendKeepalive, now.saturating_add(KEEPALIVE_TIMEOUT));
     }
 
@@ -141,6 +142,7 @@ impl Engine {
         }
         peer.attempt_started = None;
         peer.timers.stop(Timer::SendKeepalive);
+        path.activity.stop_owing();
         if !peer.timers.is_set(Timer::EraseKeys) {
             peer.timers.set(Timer::EraseKeys, clock.now.saturating_add(ERASE_AFTER_TIME));
         }
@@ -159,25 +161,28 @@ impl Engine {
 
     fn answer_with_keepalive(&mut self, clock: Clock, id: PeerId) {
         let Some(path) = self.peer(id).map(|peer| Arc::clone(&peer.path)) else { return };
-        let Some(since) = path.activity.owing_reply_since() else { return };
+        let Some(since) = path.activity.owing_timer_ended() else { return };
         let due = since.saturating_add(KEEPALIVE_TIMEOUT);
         if due > clock.now {
+            path.activity.owing_timer_runs_on();
             self.set_timer(id, Timer::SendKeepalive, due);
             return;
         }
-        self.send_keepalive(clock, id);
         path.activity.stop_owing();
+        self.send_keepalive(clock, id);
         if path.activity.take_owing_another() {
             path.activity.owe_since(clock.now);
+            path.activity.owing_timer_runs_on();
             self.set_timer(id, Timer::SendKeepalive, clock.now.saturating_add(KEEPALIVE_TIMEOUT));
         }
     }
 
     fn handshake_for_lack_of_reply(&mut self, clock: Clock, id: PeerId) {
         let Some(path) = self.peer(id).map(|peer| Arc::clone(&peer.path)) else { return };
-        let Some(since) = path.activity.awaiting_reply_since() else { return };
+        let Some(since) = path.activity.awaiting_timer_ended() else { return };
         let due = since.saturating_add(NEW_HANDSHAKE_TIMEOUT);
         if due > clock.now {
+            path.activity.awaiting_timer_runs_on();
             let jitter = self.jitter();
             self.set_timer(id, Timer::NewHandshake, due.saturating_add(jitter));
             return;
@@ -246,22 +251,11 @@ impl Engine {
     /// Seals one inside packet (or keepalive) and queues the datagram.
     fn seal_and_transmit(&mut self, now: Instant, keypair: &Arc<Keypair>, packet: &[u8]) {
         let path = &keypair.path;
-        let padded_len = self.forwarding.padding().padded_len(packet.len());
         let Some(endpoint) = path.endpoint() else {
             self.forwarding.drops.count(DropReason::NoEndpoint);
             return;
         };
-        let Some(counter) = keypair.reserve(1, blocks_of(padded_len)) else {
-            self.forwarding.drops.count(DropReason::KeyExhausted);
-            return;
-        };
-        let mut message = vec![0; padded_len.saturating_add(MESSAGE_OVERHEAD)];
-        if let Some(body) = message.get_mut(16..).and_then(|rest| rest.get_mut(..packet.len())) {
-            body.copy_from_slice(packet);
-        }
-        if keypair.seal(counter, &mut message).is_none() {
-            return;
-        }
+        let Ok(message) = self.forwarding.seal(keypair, packet) else { return };
         path.traffic.sent(1, message.len() as u64);
         let inside = InsideHeader::parse(packet).ok();
         let ecn = inside.map_or(Ecn::NotEct, |header| header.ecn);

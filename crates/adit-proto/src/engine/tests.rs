@@ -9,7 +9,6 @@ use rand_core::{RngCore, SeedableRng};
 use super::*;
 use crate::allowed_ips::Prefix;
 use crate::forward::Departure;
-use crate::keypair::blocks_of;
 use crate::packet::InsideHeader;
 use crate::reason::DropReason;
 use crate::time::UnixTime;
@@ -22,6 +21,8 @@ struct Pair {
     wire: VecDeque<(usize, Endpoint, Vec<u8>)>,
     /// Every datagram that was ever on the wire.
     seen: Vec<(usize, Vec<u8>)>,
+    /// How many notices each engine got.
+    noticed: [usize; 2],
 }
 
 struct Host {
@@ -34,10 +35,14 @@ struct Host {
 
 impl Pair {
     fn new(suite: Suite) -> Self {
+        Self::with_limiter(suite, LimitConfig::default())
+    }
+
+    fn with_limiter(suite: Suite, limiter: LimitConfig) -> Self {
         let hosts = [1u8, 2].map(|n| {
             let mut rng = ChaCha20Rng::seed_from_u64(u64::from(n));
             let random: Random = Box::new(move |bytes: &mut [u8]| rng.fill_bytes(bytes));
-            let config = EngineConfig { default_suite: suite, ..Default::default() };
+            let config = EngineConfig { default_suite: suite, limiter };
             let (engine, forwarding) = Engine::new(config, random);
             forwarding.set_mtu(1420);
             let endpoint = Endpoint::udp(format!("192.0.2.{n}:51820").parse().unwrap());
@@ -45,7 +50,8 @@ impl Pair {
         });
         let wall = UnixTime { secs: 1_700_000_000, nanos: 0 };
         let now = Instant::from_millis(1_000);
-        let mut pair = Self { hosts, clock: Clock { now, wall }, wire: VecDeque::new(), seen: Vec::new() };
+        let clock = Clock { now, wall };
+        let mut pair = Self { hosts, clock, wire: VecDeque::new(), seen: Vec::new(), noticed: [0; 2] };
         let secrets = [StaticSecret::from_bytes([11; 32]), StaticSecret::from_bytes([22; 32])];
         for n in 0..2 {
             let peer = 1 - n;
@@ -76,6 +82,7 @@ impl Pair {
     }
 
     fn notices(&mut self, n: usize, notices: Vec<Notice>) {
+        self.noticed[n] += notices.len();
         for notice in notices {
             self.hosts[n].engine.handle_notice(self.clock, notice);
         }
@@ -89,11 +96,7 @@ impl Pair {
         let mut notices = Vec::new();
         match forwarding.depart(self.clock.now, &header) {
             Departure::Seal(keypair, _) => {
-                let padded = forwarding.padding().padded_len(packet.len());
-                let mut message = vec![0; padded + 32];
-                message[16..16 + packet.len()].copy_from_slice(&packet);
-                let counter = keypair.reserve(1, blocks_of(padded)).unwrap();
-                keypair.seal(counter, &mut message).unwrap();
+                let message = forwarding.seal(&keypair, &packet).unwrap();
                 forwarding.sent(self.clock.now, &keypair, 1, message.len() as u64, &mut notices);
                 self.put_on_wire(n, message);
             }
@@ -281,4 +284,124 @@ fn keepalives_alone_keep_a_session_at_every_moment() {
         let peers = pair.hosts[0].engine.peers(pair.clock.now);
         assert!(peers[0].has_session, "no session at {second} s");
     }
+}
+
+#[test]
+fn ten_thousand_packets_of_ping_and_pong_give_a_handful_of_notices() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    pair.send(0, b"hello");
+    pair.drive();
+    pair.noticed = [0; 2];
+    for n in 0..5_000u16 {
+        pair.send(0, &n.to_be_bytes());
+        pair.drive();
+        pair.send(1, &n.to_be_bytes());
+        pair.drive();
+        pair.advance(Duration::from_millis(10));
+    }
+    assert_eq!((pair.hosts[1].delivered.len(), pair.hosts[0].delivered.len()), (5_001, 5_000));
+    assert!(pair.noticed.iter().all(|&noticed| (1..=12).contains(&noticed)), "{:?}", pair.noticed);
+    let before = pair.seen.len();
+    pair.send(0, b"lost");
+    pair.wire.clear();
+    pair.advance(Duration::from_millis(14_990));
+    assert_eq!(pair.seen.len(), before + 1, "the timers know the last packet, not the first");
+    pair.advance(Duration::from_millis(350));
+    let sizes: Vec<_> = pair.seen[before + 1..].iter().map(|(_, bytes)| bytes.len()).collect();
+    assert_eq!(sizes, [148, 92, 32], "then the one who waited first asks for a new session");
+}
+
+/// What a lane of host 1 says of a datagram from `from`: whether its sender is proven.
+fn is_proven(pair: &Pair, from: Endpoint, datagram: &[u8]) -> bool {
+    let mut notices = Vec::new();
+    let forwarding = &pair.hosts[1].forwarding;
+    forwarding.arrive(pair.clock.now, &from, Ecn::NotEct, &mut datagram.to_vec(), &mut notices);
+    let [Notice::Handshake(datagram)] = notices.as_slice() else { panic!("{notices:?}") };
+    datagram.proven
+}
+
+#[test]
+fn a_lane_tells_handshake_messages_of_proven_senders_from_others() {
+    for suite in Suite::ALL {
+        let none = crate::limit::Rate { per_sec: 0, burst: 0 };
+        let mut pair = Pair::with_limiter(suite, LimitConfig { unverified: none, ..LimitConfig::default() });
+        pair.send(0, b"hello");
+        let (_, from, first) = pair.wire[0].clone();
+        assert!(!is_proven(&pair, from, &first), "nobody has given a cookie");
+        let tcp = Endpoint { carrier: crate::endpoint::Carrier::Tcp(1), ..from };
+        assert!(is_proven(&pair, tcp, &first), "a connection is proof");
+        pair.drive();
+        assert!(!is_proven(&pair, from, &first), "it has no mac2");
+        let cookie_for = from;
+        while pair.wire.is_empty() {
+            let next = pair.hosts[0].engine.next_timeout().unwrap();
+            pair.clock.now = next;
+            pair.hosts[0].engine.handle_timeout(pair.clock);
+            pair.poll(0);
+        }
+        let (_, from, second) = pair.wire[0].clone();
+        assert_eq!((from, second.len()), (cookie_for, 148));
+        assert!(is_proven(&pair, from, &second), "it has the cookie");
+        let elsewhere = Endpoint::udp("203.0.113.9:51820".parse().unwrap());
+        assert!(!is_proven(&pair, elsewhere, &second), "which was given to another");
+        let mut forged = second.clone();
+        *forged.last_mut().unwrap() ^= 1;
+        assert!(!is_proven(&pair, from, &forged));
+        pair.clock.now = pair.clock.now.saturating_add(Duration::from_secs(121));
+        assert!(!is_proven(&pair, from, &second), "the cookie is too old");
+    }
+}
+
+#[test]
+fn a_response_counts_as_proven_because_it_names_an_index_only_its_sender_was_told() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    pair.send(1, b"hello");
+    let (to, from, initiation) = pair.wire.pop_front().unwrap();
+    pair.receive(to, from, initiation);
+    let (to, from, response) = pair.wire.pop_front().unwrap();
+    assert_eq!((to, response.len()), (1, 92));
+    assert!(is_proven(&pair, from, &response));
+}
+
+#[test]
+fn many_changes_are_published_as_one_table() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    let key = |n: u32| PublicKey(core::array::from_fn(|i| n.to_be_bytes()[i & 3]));
+    let table = |pair: &Pair| Arc::as_ptr(&pair.hosts[0].forwarding.table.load());
+    let before = table(&pair);
+    for n in 1..=10_000u32 {
+        let mut update = PeerUpdate::new(key(n));
+        let address = core::net::Ipv4Addr::from_bits(0x0a80_0000 + n);
+        update.allowed_ips = vec![AllowedIpChange::Add(Prefix::host(address.into()))];
+        pair.hosts[0].engine.handle_command(pair.clock, Command::SetPeer(update));
+    }
+    for n in 1..=9_999 {
+        pair.hosts[0].engine.handle_command(pair.clock, Command::RemovePeer(key(n)));
+    }
+    assert_eq!(table(&pair), before, "not one of twenty thousand changes by itself");
+    pair.poll(0);
+    assert_ne!(table(&pair), before);
+    assert_eq!(pair.hosts[0].engine.peers(pair.clock.now).len(), 2);
+    let header = InsideHeader::parse(&{
+        let mut to_the_last = packet(0, b"");
+        to_the_last[16..20].copy_from_slice(&(0x0a80_0000u32 + 10_000).to_be_bytes());
+        to_the_last
+    })
+    .unwrap();
+    pair.hosts[0].forwarding.depart(pair.clock.now, &header);
+    assert_eq!((pair.drops(0, DropReason::NoEndpoint), pair.drops(0, DropReason::NoRoute)), (1, 0));
+}
+
+#[test]
+fn a_packet_staged_for_a_peer_that_is_being_removed_is_counted() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    let peer = pair.hosts[1].engine.identity().unwrap().public;
+    pair.hosts[0].engine.handle_command(pair.clock, Command::RemovePeer(peer));
+    let header = InsideHeader::parse(&packet(0, b"late")).unwrap().to_owned();
+    let Departure::Stage(path) = pair.hosts[0].forwarding.depart(pair.clock.now, &header) else { panic!() };
+    path.stage(pair.clock.now, b"late");
+    assert_eq!(pair.drops(0, DropReason::HandshakeTimeout), 0);
+    pair.poll(0);
+    assert_eq!(pair.drops(0, DropReason::HandshakeTimeout), 1);
+    assert!(matches!(pair.hosts[0].forwarding.depart(pair.clock.now, &header), Departure::Drop(_)));
 }

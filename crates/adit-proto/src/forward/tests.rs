@@ -224,7 +224,7 @@ fn nothing_is_staged_once_there_is_a_session() {
 }
 
 #[test]
-fn sending_awaits_a_reply_once_until_one_comes() {
+fn sending_awaits_a_reply_once_for_each_timer() {
     let lane = Lane::new(Suite::ChaCha20Poly1305, true).open();
     let mut notices = Vec::new();
     for _ in 0..3 {
@@ -237,7 +237,14 @@ fn sending_awaits_a_reply_once_until_one_comes() {
     assert_eq!(kinds(&notices), ["awaiting reply"; 2], "the first got lost");
     lane.arrive(&lane.sealed(b""));
     lane.forwarding.sent(NOW, &lane.keypair, 1, 100, &mut notices);
-    assert_eq!(kinds(&notices), ["awaiting reply"; 3], "a reply came in between");
+    assert_eq!(kinds(&notices), ["awaiting reply"; 2], "a reply came in between, but the timer runs");
+    assert_eq!(lane.path.activity.awaiting_timer_ended(), Some(NOW));
+    lane.forwarding.sent(NOW, &lane.keypair, 1, 100, &mut notices);
+    assert_eq!(kinds(&notices), ["awaiting reply"; 2], "the timer saw that");
+    lane.arrive(&lane.sealed(b""));
+    assert_eq!(lane.path.activity.awaiting_timer_ended(), None);
+    lane.forwarding.sent(NOW, &lane.keypair, 1, 100, &mut notices);
+    assert_eq!(kinds(&notices), ["awaiting reply"; 3], "no timer runs any more");
 }
 
 #[test]

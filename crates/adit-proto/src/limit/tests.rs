@@ -108,7 +108,8 @@ fn a_million_proven_sources_fill_the_table_and_no_more() {
 
 #[test]
 fn the_table_is_not_filled_faster_than_the_budget_admits() {
-    let mut limiter = loaded(LimitConfig::default());
+    let config = LimitConfig { verified: Rate { per_sec: 1_000, burst: 1_000 }, ..LimitConfig::default() };
+    let mut limiter = loaded(config);
     for n in 0..1_u32 << 18 {
         limiter.decide(&v6(u64::from(n), 1), at_millis(u64::from(n) / 300), || true);
         assert!(limiter.source_count() <= 2_100, "{} sources", limiter.source_count());
@@ -163,6 +164,39 @@ fn a_proven_source_gets_a_burst_of_five_and_twenty_a_second() {
         admitted += usize::from(limiter.decide(&v4(9), at_millis(millis), || true) == Verdict::Admit);
     }
     assert!((203..=205).contains(&admitted), "{admitted} in ten seconds");
+}
+
+/// How many of ten thousand proven messages from one address are admitted under load within ten seconds.
+fn admitted_from_one_address(are_peers: bool) -> usize {
+    let mut limiter = loaded(LimitConfig::default());
+    let admitted = |millis: u64| {
+        limiter.hold_load(at_millis(millis));
+        let verdict = limiter.decide(&v4(9), at_millis(millis), || true);
+        if are_peers && verdict == Verdict::Admit {
+            limiter.was_from_peer(&v4(9));
+        }
+        verdict == Verdict::Admit
+    };
+    (0..10_000).map(admitted).filter(|&admitted| admitted).count()
+}
+
+#[test]
+fn ten_thousand_peers_may_share_one_address_and_strangers_there_may_not_flood() {
+    assert_eq!(admitted_from_one_address(true), 10_000);
+    assert!((203..=205).contains(&admitted_from_one_address(false)));
+}
+
+#[test]
+fn what_a_peer_gets_back_is_no_more_than_it_spent() {
+    let mut limiter = loaded(LimitConfig::default());
+    assert_eq!(limiter.decide(&v4(9), at_millis(1), || true), Verdict::Admit);
+    for _ in 0..100 {
+        limiter.was_from_peer(&v4(9));
+    }
+    let verdicts: Vec<Verdict> = (0..100).map(|_| limiter.decide(&v4(9), at_millis(1), || true)).collect();
+    assert_eq!(count(&verdicts, Verdict::Admit), 5, "a bucket holds its burst and no more");
+    limiter.was_from_peer(&v4(10));
+    assert_eq!(limiter.source_count(), 1, "a source without a bucket gets none for it");
 }
 
 #[test]

@@ -126,7 +126,8 @@ impl EngineThread {
         let mut select = Select::new();
         select.recv(&self.inbox.requests);
         select.recv(&self.inbox.notices);
-        select.recv(&self.inbox.handshakes);
+        select.recv(&self.inbox.proven);
+        select.recv(&self.inbox.unproven);
         if select.ready_timeout(sleep).is_err() {
             return true;
         }
@@ -141,7 +142,7 @@ impl EngineThread {
             self.act();
         }
         for _ in 0..HANDSHAKES_PER_TURN {
-            let Ok(datagram) = self.inbox.handshakes.try_recv() else { break };
+            let Some(datagram) = self.inbox.handshake() else { break };
             self.engine.handle_notice(clock(), Notice::Handshake(datagram));
             self.act();
         }

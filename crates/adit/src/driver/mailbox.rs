@@ -2,7 +2,8 @@
 //!
 //! - requests of the program: 64, the caller waits
 //! - notices of the lanes: 4,096, a lane drops and counts; what was asked for is asked for again
-//! - handshake messages: 1,024, a lane drops and counts; the sender tries again
+//! - handshake messages whose sender is proven to receive where it sends from: 2,048, and others: 1,024; a lane drops and
+//!   counts, the sender tries again. A flood from invented addresses fills the queue of the others only
 
 use adit_proto::event::{HandshakeDatagram, Notice};
 use adit_proto::forward::Forwarding;
@@ -15,24 +16,35 @@ use super::engine::Request;
 pub(super) struct Mailbox {
     pub(super) requests: Sender<Request>,
     notices: Sender<Notice>,
-    handshakes: Sender<HandshakeDatagram>,
+    proven: Sender<HandshakeDatagram>,
+    unproven: Sender<HandshakeDatagram>,
 }
 
 /// The engine thread's half.
 pub(super) struct Inbox {
     pub(super) requests: Receiver<Request>,
     pub(super) notices: Receiver<Notice>,
-    pub(super) handshakes: Receiver<HandshakeDatagram>,
+    /// Handshake messages that go first.
+    pub(super) proven: Receiver<HandshakeDatagram>,
+    pub(super) unproven: Receiver<HandshakeDatagram>,
 }
 
 pub(super) fn mailbox() -> (Mailbox, Inbox) {
     let (requests, requests_in) = bounded(64);
     let (notices, notices_in) = bounded(4_096);
-    let (handshakes, handshakes_in) = bounded(1_024);
+    let (proven, proven_in) = bounded(2_048);
+    let (unproven, unproven_in) = bounded(1_024);
     (
-        Mailbox { requests, notices, handshakes },
-        Inbox { requests: requests_in, notices: notices_in, handshakes: handshakes_in },
+        Mailbox { requests, notices, proven, unproven },
+        Inbox { requests: requests_in, notices: notices_in, proven: proven_in, unproven: unproven_in },
     )
+}
+
+impl Inbox {
+    /// The next handshake message, proven ones first.
+    pub(super) fn handshake(&self) -> Option<HandshakeDatagram> {
+        self.proven.try_recv().or_else(|_| self.unproven.try_recv()).ok()
+    }
 }
 
 impl Mailbox {
@@ -41,7 +53,8 @@ impl Mailbox {
         for notice in notices.drain(..) {
             let lost = match notice {
                 Notice::Handshake(datagram) => {
-                    self.handshakes.try_send(datagram).map_err(|lost| Notice::Handshake(lost.into_inner()))
+                    let queue = if datagram.proven { &self.proven } else { &self.unproven };
+                    queue.try_send(datagram).map_err(|lost| Notice::Handshake(lost.into_inner()))
                 }
                 notice => self.notices.try_send(notice).map_err(|lost| lost.into_inner()),
             };
@@ -49,5 +62,39 @@ impl Mailbox {
                 forwarding.notice_lost(&notice);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use adit_proto::endpoint::Endpoint;
+    use adit_proto::engine::{Engine, EngineConfig};
+    use adit_proto::reason::DropReason;
+
+    use super::*;
+
+    fn handshake(port: u16, proven: bool) -> Notice {
+        let from = Endpoint::udp(([192, 0, 2, 1], port).into());
+        Notice::Handshake(HandshakeDatagram { from, bytes: [0; 148], len: 148, proven })
+    }
+
+    #[test]
+    fn a_flood_of_unproven_handshakes_neither_pushes_out_proven_ones_nor_goes_before_them() {
+        let (_, forwarding) = Engine::new(EngineConfig::default(), Box::new(|bytes| bytes.fill(7)));
+        let (mailbox, inbox) = mailbox();
+        let mut flood: Vec<_> = (0..10_000).map(|port| handshake(port, false)).collect();
+        mailbox.deliver(&mut flood, &forwarding);
+        assert_eq!(
+            forwarding.drops.count_of(DropReason::QueueFull),
+            10_000 - 1_024,
+            "the flood fills its own queue"
+        );
+        let mut proven: Vec<_> = (20_000..22_000).map(|port| handshake(port, true)).collect();
+        mailbox.deliver(&mut proven, &forwarding);
+        assert_eq!(forwarding.drops.count_of(DropReason::QueueFull), 10_000 - 1_024, "and no other");
+        for port in (20_000..22_000).chain(0..1_024) {
+            assert_eq!(inbox.handshake().map(|datagram| datagram.from.remote.port()), Some(port));
+        }
+        assert!(inbox.handshake().is_none());
     }
 }

@@ -85,7 +85,7 @@ impl Outgoing {
         let Some(first) = keypair.reserve(count as u64, count as u64 * blocks_of(padded)) else {
             forwarding.drops.add(DropReason::KeyExhausted, count as u64);
             if keypair.rekey_after_sending(now) {
-                notices.push(Notice::Rekey(Arc::clone(&keypair.path)));
+                notices.push(Notice::Rekey(Arc::clone(keypair)));
             }
             return;
         };
