@@ -1,5 +1,6 @@
 //! The chores of the repository, run as `cargo xtask VERB`.
 
+mod bench;
 mod binary;
 mod ci;
 mod demo;
@@ -21,6 +22,7 @@ cargo xtask VERB
   test [FILTER]           every test, or those whose name contains FILTER
   test --record           every test, then record how many there are and their names
   demo [ARGS]             build adit and run its demonstration in network namespaces
+  bench [OPTIONS]         measure adit beside others; `cargo xtask bench --help` lists the options
   tidy                    the rules of the house, as checks
   setup                   install the system packages that tests and the demonstration need
   fuzz TARGET [SECONDS]   look for inputs that break a parser (60 seconds unless told)
@@ -57,6 +59,7 @@ fn dispatch(args: &[&str]) -> Option<Result<bool>> {
         ["test", "--record"] => suite::run(suite::Selection::Record),
         ["test", filter] if !filter.starts_with('-') => suite::run(suite::Selection::Filter(filter)),
         ["demo", rest @ ..] => demo::run(rest),
+        ["bench", rest @ ..] => return bench::run(rest),
         ["tidy"] => tidy::run(),
         ["setup"] => setup::run(),
         ["fuzz", "--list"] => fuzz::list(),

@@ -38,6 +38,14 @@ const TEST: &[Need] = &[
     need(&["wireguard-go"], "wireguard-go"),
 ];
 
+const BENCH: &[Need] = &[
+    need(&["iperf3"], "iperf3"),
+    need(&["wg"], "wireguard-tools"),
+    need(&["wireguard-go"], "wireguard-go"),
+];
+
+const BENCH_OPENVPN: &[Need] = &[need(&["openvpn"], "openvpn"), need(&["openssl"], "openssl")];
+
 /// Installs all that is missing.
 pub fn run() -> Result<bool> {
     for_tests()?;
@@ -48,6 +56,11 @@ pub fn run() -> Result<bool> {
 /// Installs what the build and the demonstration need.
 pub fn for_demo() -> Result<()> {
     install(&missing(&[BUILD, DEMO]))
+}
+
+/// Installs what the build and the benchmark need, and OpenVPN if it is to be measured.
+pub fn for_bench(openvpn: bool) -> Result<()> {
+    install(&missing(&[BUILD, DEMO, BENCH, if openvpn { BENCH_OPENVPN } else { &[] }]))
 }
 
 /// Installs what the build and the tests need.

@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("adit-lab", &[]),
     ("adit-sim", &["adit-proto"]),
     ("adit-fuzz", &["adit", "adit-proto", "adit-io"]),
-    ("xtask", &[]),
+    ("xtask", &["adit-lab"]),
 ];
 
 /// What any of our crates may use of ours in its tests.
