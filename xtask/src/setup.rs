@@ -30,7 +30,10 @@ const DEMO: &[Need] = &[
 
 const TEST: &[Need] = &[
     need(&["curl"], "curl"),
+    need(&["dig"], "bind9-dnsutils"),
+    need(&["git"], "git"),
     need(&["iperf3"], "iperf3"),
+    need(&["openssl"], "openssl"),
     need(&["resolvconf", "resolvectl"], "openresolv"),
     need(&["socat"], "socat"),
     need(&["tshark"], "tshark"),

@@ -51,6 +51,8 @@ pub(super) struct State {
     pub(super) touched: bool,
     /// Nobody reads or writes it any more.
     pub(super) released: bool,
+    /// Its reader knows that nothing more comes.
+    pub(super) end_seen: bool,
     /// Both sides have said their last since then.
     pub(super) over_since: Option<Instant>,
     /// By when a released connection is cut.
@@ -88,6 +90,7 @@ impl Flow {
             due: None,
             touched: false,
             released: false,
+            end_seen: false,
             over_since: None,
             cut_at: None,
             _promise: promise,
@@ -105,13 +108,14 @@ impl State {
         self.sockets.get_mut(self.handle)
     }
 
-    /// `smoltcp` forgets a connection ten seconds after its end, and with it what was not read yet.
+    /// `smoltcp` forgets a connection ten seconds after its end, and with it what was not read yet, the end
+    /// included.
     pub(super) fn is_kept_for_its_reader(&mut self, now: Instant) -> bool {
-        if self.released || self.socket().state() != tcp::State::TimeWait {
+        if self.released || self.end_seen || self.socket().state() != tcp::State::TimeWait {
             return false;
         }
         let since = *self.over_since.get_or_insert(now);
-        now >= since + LATE && self.socket().recv_queue() > 0
+        now >= since + LATE
     }
 
     /// Ends it for a reason that its readers and writers will hear of.

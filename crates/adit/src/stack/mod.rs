@@ -59,6 +59,8 @@ const PACKET: usize = 65_535;
 const LINGER: Duration = Duration::from_secs(60);
 /// A connection is looked after again no sooner than this.
 const SHORTEST: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(1);
+/// One that only its reader keeps, no sooner than this.
+const LONGEST: smoltcp::time::Duration = smoltcp::time::Duration::from_secs(1);
 
 /// The program's side of a stack. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -387,7 +389,8 @@ impl Stack {
         if state.released && state.cut_at.is_none() {
             state.cut_at = Some(now + LINGER.into());
         }
-        let next = self.interface.poll_at(now, &state.sockets).map(|at| at.max(now + SHORTEST));
+        let pause = if state.is_kept_for_its_reader(now) { LONGEST } else { SHORTEST };
+        let next = self.interface.poll_at(now, &state.sockets).map(|at| at.max(now + pause));
         let next = next.into_iter().chain(state.cut_at).min();
         if let Some(next) = next
             && state.due.is_none_or(|due| next < due)

@@ -64,13 +64,22 @@ impl TcpStream {
     /// The connection was reset.
     pub fn poll_peek(&self, context: &Context<'_>, out: &mut [u8]) -> Poll<io::Result<usize>> {
         let mut state = self.flow.lock();
-        match state.socket().peek_slice(out) {
-            Ok(0) if !out.is_empty() => {
-                state.socket().register_recv_waker(context.waker());
-                Poll::Pending
+        // Only this one looks whether there can be any.
+        let open = state.socket().peek(0).map(drop);
+        match open {
+            Ok(()) => match state.socket().peek_slice(out) {
+                Ok(0) | Err(_) if !out.is_empty() => {
+                    state.socket().register_recv_waker(context.waker());
+                    Poll::Pending
+                }
+                Ok(copied) => Poll::Ready(Ok(copied)),
+                Err(_) => Poll::Ready(Ok(0)),
+            },
+            Err(RecvError::Finished) => {
+                state.end_seen = true;
+                Poll::Ready(Ok(0))
             }
-            Ok(copied) => Poll::Ready(Ok(copied)),
-            Err(RecvError::Finished) => Poll::Ready(Ok(0)),
+            Err(RecvError::InvalidState) if state.end_seen => Poll::Ready(Ok(0)),
             Err(RecvError::InvalidState) => Poll::Ready(Err(state.error(io::ErrorKind::ConnectionReset))),
         }
     }

@@ -8,6 +8,8 @@ pub mod internet;
 pub mod node;
 pub mod peer;
 pub mod picture;
+pub mod proxied;
+pub mod rootless;
 pub mod service;
 pub mod tunnel;
 pub mod wire;

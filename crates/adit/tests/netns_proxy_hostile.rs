@@ -1,0 +1,348 @@
+//! What others try with `adit proxy`: each refusal with the same thing done right beside it.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use adit_lab::{Capture, wait_for};
+
+use common::internet::{GATEWAY, INSIDE, WEB, WEB6, client_addresses};
+use common::on;
+use common::proxied::{HTTP, Recorder, SOCKS, World, echo_server, socks_address};
+
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+fn status_of(answer: &[u8]) -> String {
+    String::from_utf8_lossy(answer).split(' ').nth(1).unwrap_or_default().to_owned()
+}
+
+#[test]
+fn targets_on_the_far_sides_own_machine_are_refused_by_address_and_by_name() {
+    let world = World::new("ssrf");
+    let _proxy = world.proxy(&[]);
+    assert_eq!(world.socks_reply(1, &socks_address(WEB, 80)), Some(0));
+    assert_eq!(world.socks_reply(1, &socks_address("web.example", 80)), Some(0));
+    let forbidden = [
+        ("127.0.0.1", 80),
+        ("::1", 80),
+        ("169.254.169.254", 80),
+        ("0.0.0.0", 80),
+        ("::", 80),
+        ("fe80::1", 80),
+        ("224.0.0.1", 80),
+        ("::ffff:127.0.0.1", 80),
+        ("localhost", 80),
+        ("loop.example", 80),
+        ("meta.example", 80),
+        ("10.86.0.2", 1080),
+        ("127.0.0.1", 1080),
+        (WEB, 25),
+        ("web.example", 25),
+        (WEB, 0),
+        ("0x7f.1", 80),
+        ("a\r\nb", 80),
+        ("a\0b", 80),
+        ("", 80),
+    ];
+    for (host, port) in forbidden {
+        assert_eq!(world.socks_reply(1, &socks_address(host, port)), Some(2), "{host:?} {port}");
+        let mut url = format!("{host}:{port}");
+        if host.contains(':') {
+            url = format!("[{host}]:{port}");
+        }
+        let answer = world.say(
+            HTTP,
+            format!("CONNECT {url} HTTP/1.1\r\nHost: {url}\r\nConnection: close\r\n\r\n").as_bytes(),
+        );
+        assert!(
+            ["400", "403"].contains(&status_of(&answer).as_str()),
+            "{host:?}: {}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+    let inside = world.socks_reply(1, &socks_address(INSIDE, 9));
+    assert_eq!(inside, Some(5), "the gateway may be asked, and refuses by itself");
+}
+
+#[test]
+fn what_cannot_be_reached_has_the_right_code() {
+    let world = World::new("codes");
+    let _proxy = world.proxy(&[]);
+    let get = |url: &str| {
+        status_of(
+            &world
+                .say(HTTP, format!("GET {url} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()),
+        )
+    };
+    assert_eq!(get("http://web.example/"), "200");
+    assert_eq!(world.socks_reply(1, &socks_address(WEB, 81)), Some(5), "nobody listens");
+    assert_eq!(get(&format!("http://{WEB}:81/")), "502");
+    assert_eq!(world.socks_reply(1, &socks_address("nowhere.example", 80)), Some(4), "no such name");
+    assert_eq!(get("http://nowhere.example/"), "502");
+    assert_eq!(world.socks_reply(1, &socks_address("203.0.113.99", 80)), Some(4), "nobody has the address");
+    assert_eq!(world.socks_reply(2, &socks_address(WEB, 80)), Some(7), "BIND");
+    assert_eq!(world.socks_reply(9, &socks_address(WEB, 80)), Some(7));
+    assert_eq!(world.socks_reply(1, &[9, 1, 2, 3, 4, 0, 80]), Some(8));
+    let _nonsense = Recorder::start(&world.web, 82, b"SSH-2.0-nonsense\r\n\r\n");
+    assert_eq!(get(&format!("http://{WEB}:82/")), "502");
+}
+
+#[test]
+fn socks_clients_that_lie_are_turned_away() {
+    let world = World::new("socksbad");
+    let _proxy = world.proxy(&[]);
+    assert_eq!(world.say(SOCKS, &[5, 1, 0]), [5, 0]);
+    assert_eq!(world.say(SOCKS, &[4, 1, 0, 80, 1, 2, 3, 4, 0]), [] as [u8; 0], "SOCKS4");
+    assert_eq!(world.say(SOCKS, b"GET / HTTP/1.1\r\n\r\n"), [] as [u8; 0], "HTTP");
+    assert_eq!(world.say(SOCKS, &[5, 0]), [5, 0xff], "no method");
+    assert_eq!(world.say(SOCKS, &[5, 2, 1, 2]), [5, 0xff], "only methods that are not offered");
+    assert_eq!(world.say(SOCKS, &[5, 1, 0, 4, 1, 0, 1, 1, 2, 3, 4, 0, 80]), [5, 0], "another version later");
+}
+
+#[test]
+fn http_requests_are_written_anew_and_ambiguous_ones_refused() {
+    let world = World::new("smuggle");
+    let _proxy = world.proxy(&[]);
+    let recorder = Recorder::start(&world.web, 8000, OK);
+    let url = format!("http://{WEB}:8000");
+    let ask = |request: String| status_of(&world.say(HTTP, request.as_bytes()));
+    let good = format!(
+        "POST {url}/good HTTP/1.1\r\nHost: evil.example\r\nProxy-Authorization: Basic eDp5\r\nX-Kept: 1\r\n\
+         Connection: x-dropped\r\nX-Dropped: 1\r\nContent-Length: 3\r\n\r\nabc"
+    );
+    assert_eq!(ask(good), "200");
+    let seen = recorder.received().to_lowercase();
+    assert!(seen.starts_with("post /good http/1.1\r\n"), "{seen}");
+    assert!(seen.contains(&format!("host: {WEB}:8000\r\n")) && seen.contains("x-kept: 1"), "{seen}");
+    for word in ["evil", "proxy-", "x-dropped", "connection"] {
+        assert!(!seen.contains(word), "{word} in {seen}");
+    }
+    let refused = [
+        format!("GET /path HTTP/1.1\r\nHost: {WEB}\r\nOrigin: http://evil.example\r\n\r\n"),
+        format!("POST / HTTP/1.1\r\nHost: {HTTP}\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi"),
+        format!("POST {url}/twice HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd"),
+        format!("POST {url}/coded HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
+        format!("GET {url}/folded HTTP/1.1\r\nHost: x\r\nX-A: b\r\n  folded\r\n\r\n"),
+        format!("GET {url}/spaced HTTP/1.1\r\nHost : x\r\n\r\n"),
+        format!("GET https://{WEB}/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+        format!("GET {url}/nul HTTP/1.1\r\nHost: x\r\nX-A: a\0b\r\n\r\n"),
+        format!("GET {url}/long HTTP/1.1\r\nHost: x\r\nX-A: {}\r\n\r\n", "a".repeat(600_000)),
+        "\u{16}\u{3}\u{1}".to_owned() + &"x".repeat(100) + "\r\n\r\n",
+    ];
+    for request in refused {
+        let status = ask(request.clone());
+        let start: String = request.chars().take(120).collect();
+        assert!(status.starts_with('4') || status.is_empty(), "{status} for {start:?}");
+    }
+    // What hyper makes sense of leaves as one request with one length.
+    let smuggled = format!(
+        "POST {url}/te HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 60\r\n\r\n\
+         0\r\n\r\nGET {url}/smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    );
+    let _ = ask(smuggled);
+    let bare = format!("GET {url}/bare HTTP/1.1\nHost: x\nX-A: b\n\n");
+    let _ = ask(bare);
+    let seen = recorder.received().to_lowercase();
+    assert!(!seen.replace("\r\n", "").contains('\n'), "a bare line feed went out: {seen}");
+    for word in ["twice", "coded", "folded", "spaced", "nul", "long", "content-length: 60"] {
+        assert!(!seen.contains(word), "{word} in {seen}");
+    }
+}
+
+#[test]
+fn connections_are_kept_chunks_pass_and_protocols_can_be_switched() {
+    let world = World::new("http11");
+    let _proxy = world.proxy(&[]);
+    let chunked = Recorder::start(
+        &world.web,
+        8000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n",
+    );
+    let http = format!("http://{HTTP}");
+    let url = format!("http://{WEB}:8000/");
+    let page = world.curl(&["--proxy", &http, "-H", "Transfer-Encoding: chunked", "-d", "body", &url, &url]);
+    assert_eq!(page, "abcdefabcdef");
+    let seen = chunked.received();
+    assert_eq!(seen.matches("POST / HTTP/1.1").count(), 2, "{seen}");
+    assert!(seen.to_lowercase().contains("transfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n"), "{seen}");
+
+    let _switch = Recorder::start(
+        &world.web,
+        8001,
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\npong",
+    );
+    let request =
+        format!("GET http://{WEB}:8001/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
+    let answer = String::from_utf8(world.say(HTTP, request.as_bytes())).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 101") && answer.ends_with("pong"), "{answer}");
+    let unasked = world.say(HTTP, format!("GET http://{WEB}:8001/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    assert_eq!(status_of(&unasked), "502");
+}
+
+#[test]
+fn a_listener_beyond_loopback_needs_a_password_and_others_need_to_know_it() {
+    let world = World::new("open");
+    let adit = world.nobody.adit();
+    let (address, _) = client_addresses(0);
+    let (socks, http) = (format!("{address}:1080"), format!("{address}:8118"));
+    for listener in
+        [["--socks5", &socks], ["--http", &http], ["--socks5", "0.0.0.0:1080"], ["-L", "0.0.0.0:1:a:2"]]
+    {
+        let argv = [&adit, "proxy", &world.profile(), listener[0], listener[1]];
+        let refused = world.nobody.command(argv).attempt().unwrap();
+        assert_eq!(refused.code(), Some(1), "{listener:?}");
+        assert!(refused.stderr.contains("127.0.0.1"), "{}", refused.stderr);
+    }
+    world.nobody.write("password", "correct horse\n");
+    let auth = format!("alice:file:{}", world.nobody.path("password"));
+    let _proxy =
+        world.nobody.proxy(&[&world.profile(), "--socks5", &socks, "--http", &http, "--auth", &auth]);
+    let stranger = &world.internet.gateway;
+    let curl = |user: &str, scheme: &str, to: &str| {
+        let proxy = format!("{scheme}://{user}{to}");
+        let argv = ["curl", "-gsS", "--max-time", "10", "-x", &proxy, "http://web.example/"];
+        stranger.attempt(argv).unwrap()
+    };
+    for (scheme, to) in [("socks5h", &socks), ("http", &http)] {
+        let known = curl("alice:correct%20horse@", scheme, to);
+        assert_eq!(known.stdout.trim(), GATEWAY, "{}", known.stderr);
+        for user in ["", "alice:wrong@", "bob:correct%20horse@"] {
+            let refused = curl(user, scheme, to);
+            assert!(
+                !refused.ok() || refused.stdout.contains("asks for a user"),
+                "{user} {scheme}: {refused:?}"
+            );
+            std::thread::sleep(Duration::from_millis(300));
+        }
+    }
+    assert_eq!(world.say(&socks, &[5, 1, 0]), [5, 0xff]);
+    let lying = [&[5, 1, 2, 1, 255][..], &[b'a'; 255], &[255], &[b'b'; 255]].concat();
+    assert_eq!(world.say(&socks, &lying), [5, 2, 1, 1], "the longest user and password there are");
+}
+
+#[test]
+fn when_the_tunnel_is_down_everything_is_refused_and_nothing_goes_around_it() {
+    let mut world = World::new("down");
+    let proxy = world.proxy(&[]);
+    let connect = |world: &World| world.socks_reply(1, &socks_address(WEB, 80));
+    assert_eq!(connect(&world), Some(0));
+    drop(proxy);
+    world.stop_gateway();
+    let capture = Capture::start(&world.client, "eth0").unwrap();
+    let _proxy = world.proxy(&[]);
+    for host in [WEB, WEB6, "web.example"] {
+        assert_eq!(world.socks_reply(1, &socks_address(host, 80)), Some(3), "{host}");
+    }
+    let answer = world.say(HTTP, format!("GET http://{WEB}/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    assert_eq!(status_of(&answer), "504");
+    let packets = common::wire::ip_packets(&capture.stop().unwrap());
+    let gateway: IpAddr = GATEWAY.parse().unwrap();
+    let around: Vec<_> = packets
+        .iter()
+        .filter(|it| it.destination != gateway && it.source != gateway)
+        .filter(|it| ![1, 58, 0].contains(&it.protocol))
+        .collect();
+    assert!(around.is_empty(), "{around:?}");
+    assert!(packets.iter().any(|it| it.destination == gateway), "handshakes were tried");
+}
+
+#[test]
+fn who_says_nothing_is_hung_up_on() {
+    let world = World::new("slow");
+    let _proxy = world.proxy(&[]);
+    on(&world.client, || {
+        let slow = |to: &str, bytes: &[u8]| {
+            let mut stream = TcpStream::connect(to).unwrap();
+            stream.write_all(bytes).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(25))).unwrap();
+            stream
+        };
+        let started = Instant::now();
+        let mut streams = [
+            slow(SOCKS, &[5]),
+            slow(SOCKS, &[5, 1, 0, 5]),
+            slow(HTTP, b"GET http://web.example/ HTTP/1.1\r\nX"),
+        ];
+        for stream in &mut streams {
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).unwrap();
+        }
+        let took = started.elapsed();
+        assert!(took > Duration::from_secs(5) && took < Duration::from_secs(20), "{took:?}");
+    });
+}
+
+#[test]
+fn a_flood_of_idle_clients_is_bounded_and_leaves_no_trace() {
+    const COUNT: usize = 6_000;
+    let world = World::new("flood");
+    let _proxy = world.proxy(&[]);
+    adit_io::sys::raise_descriptor_limit().unwrap();
+    on(&world.client, || {
+        let to: SocketAddr = SOCKS.parse().unwrap();
+        let mut streams: Vec<_> = (0..COUNT).filter_map(|_| TcpStream::connect(to).ok()).collect();
+        for stream in &mut streams {
+            let _ = stream.write_all(&[5, 1, 0]);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        let answered = |mut stream: &TcpStream| {
+            stream.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+            stream.read_exact(&mut [0; 2]).is_ok()
+        };
+        let served = streams.iter().filter(|stream| answered(stream)).count();
+        assert!((1_000..=4_096).contains(&served), "{served}");
+    });
+    wait_for("room", Duration::from_secs(12), || (world.say(SOCKS, &[5, 1, 0]) == [5, 0]).then_some(()))
+        .unwrap();
+    assert_eq!(world.curl(&["--socks5-hostname", SOCKS, "http://web.example/"]), GATEWAY);
+}
+
+#[test]
+fn an_association_serves_its_client_alone() {
+    let world = World::new("associate");
+    let _proxy = world.proxy(&[]);
+    echo_server(&world.web, 7);
+    let echo = on(&world.web, || UdpSocket::bind("[::]:9000").unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2_048];
+        while let Ok((read, from)) = echo.recv_from(&mut buffer) {
+            let _ = echo.send_to(&buffer[..read], from);
+        }
+    });
+    on(&world.client, || {
+        let mut control = TcpStream::connect(SOCKS).unwrap();
+        control.write_all(&[5, 1, 0, 5, 3, 0, 1, 0, 0, 0, 0, 0, 0]).unwrap();
+        let mut answer = [0; 12];
+        control.read_exact(&mut answer).unwrap();
+        let proxy = SocketAddr::from(([127, 0, 0, 1], u16::from_be_bytes([answer[10], answer[11]])));
+        let [client, stranger] = [(); 2].map(|()| {
+            let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+            socket.set_read_timeout(Some(Duration::from_millis(700))).unwrap();
+            socket
+        });
+        let message = |fragment: u8, host: &str, port: u16, text: &str| {
+            [&[0, 0, fragment], &socks_address(host, port)[..], text.as_bytes()].concat()
+        };
+        let ask = |socket: &UdpSocket, message: &[u8]| {
+            socket.send_to(message, proxy).unwrap();
+            let mut buffer = [0; 2_048];
+            socket.recv(&mut buffer).ok().map(|read| buffer[..read].to_vec())
+        };
+        let good = message(0, WEB, 9000, "hello");
+        assert_eq!(ask(&client, &good), Some(good.clone()));
+        assert_eq!(ask(&stranger, &good), None, "another port of this machine");
+        assert_eq!(ask(&client, &message(1, WEB, 9000, "x")), None, "a fragment");
+        assert_eq!(ask(&client, &message(0, "127.0.0.1", 9000, "x")), None, "loopback");
+        assert_eq!(ask(&client, &message(0, "loop.example", 9000, "x")), None, "a name of loopback");
+        assert_eq!(ask(&client, &[0, 0, 0, 3, 255, b'x']), None, "a length that lies");
+        let by_name = ask(&client, &message(0, "web.example", 9000, "name")).unwrap();
+        assert!(by_name.ends_with(b"name"));
+        drop(control);
+        std::thread::sleep(Duration::from_millis(300));
+        let _ = client.send_to(&good, proxy);
+        let mut buffer = [0; 64];
+        assert!(client.recv(&mut buffer).is_err(), "it ends with its connection");
+    });
+}
