@@ -32,8 +32,8 @@ pub(super) enum Request {
 const MAX_SLEEP: Duration = Duration::from_secs(5);
 /// Notices taken in before timers and handshake messages get their turn.
 const NOTICES_PER_TURN: usize = 256;
-/// Handshake messages taken in before anything else gets its turn.
-const HANDSHAKES_PER_TURN: usize = 32;
+/// Handshake messages taken in of each queue before anything else gets its turn.
+const HANDSHAKES_PER_TURN: usize = 16;
 
 pub(super) struct EngineThread {
     engine: Engine,
@@ -142,9 +142,10 @@ impl EngineThread {
             self.act();
         }
         for _ in 0..HANDSHAKES_PER_TURN {
-            let Some(datagram) = self.inbox.handshake() else { break };
-            self.engine.handle_notice(clock(), Notice::Handshake(datagram));
-            self.act();
+            for datagram in self.inbox.handshakes() {
+                self.engine.handle_notice(clock(), Notice::Handshake(datagram));
+                self.act();
+            }
         }
         true
     }

@@ -2,7 +2,7 @@
 //!
 //! - requests of the program: 64, the caller waits
 //! - notices of the lanes: 4,096, a lane drops and counts; what was asked for is asked for again
-//! - handshake messages whose sender is proven to receive where it sends from: 2,048, and others: 1,024; a lane drops and
+//! - handshake messages whose sender is proven to receive where it sends from: 4,096, and others: 4,096; a lane drops and
 //!   counts, the sender tries again. A flood from invented addresses fills the queue of the others only
 
 use adit_proto::event::{HandshakeDatagram, Notice};
@@ -32,8 +32,8 @@ pub(super) struct Inbox {
 pub(super) fn mailbox() -> (Mailbox, Inbox) {
     let (requests, requests_in) = bounded(64);
     let (notices, notices_in) = bounded(4_096);
-    let (proven, proven_in) = bounded(2_048);
-    let (unproven, unproven_in) = bounded(1_024);
+    let (proven, proven_in) = bounded(4_096);
+    let (unproven, unproven_in) = bounded(4_096);
     (
         Mailbox { requests, notices, proven, unproven },
         Inbox { requests: requests_in, notices: notices_in, proven: proven_in, unproven: unproven_in },
@@ -41,9 +41,10 @@ pub(super) fn mailbox() -> (Mailbox, Inbox) {
 }
 
 impl Inbox {
-    /// The next handshake message, proven ones first.
-    pub(super) fn handshake(&self) -> Option<HandshakeDatagram> {
-        self.proven.try_recv().or_else(|_| self.unproven.try_recv()).ok()
+    /// The next handshake message of either queue. In turn: what the budgets leave of an unproven one is mostly the
+    /// making of a cookie, and behind thousands of proven ones, the senders without a cookie would get none.
+    pub(super) fn handshakes(&self) -> impl Iterator<Item = HandshakeDatagram> {
+        [&self.proven, &self.unproven].into_iter().filter_map(|queue| queue.try_recv().ok())
     }
 }
 
@@ -79,22 +80,26 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_of_unproven_handshakes_neither_pushes_out_proven_ones_nor_goes_before_them() {
+    fn a_flood_of_unproven_handshakes_pushes_out_no_proven_one_and_holds_none_up() {
         let (_, forwarding) = Engine::new(EngineConfig::default(), Box::new(|bytes| bytes.fill(7)));
         let (mailbox, inbox) = mailbox();
         let mut flood: Vec<_> = (0..10_000).map(|port| handshake(port, false)).collect();
         mailbox.deliver(&mut flood, &forwarding);
         assert_eq!(
             forwarding.drops.count_of(DropReason::QueueFull),
-            10_000 - 1_024,
+            10_000 - 4_096,
             "the flood fills its own queue"
         );
-        let mut proven: Vec<_> = (20_000..22_000).map(|port| handshake(port, true)).collect();
+        let mut proven: Vec<_> = (20_000..24_000).map(|port| handshake(port, true)).collect();
         mailbox.deliver(&mut proven, &forwarding);
-        assert_eq!(forwarding.drops.count_of(DropReason::QueueFull), 10_000 - 1_024, "and no other");
-        for port in (20_000..22_000).chain(0..1_024) {
-            assert_eq!(inbox.handshake().map(|datagram| datagram.from.remote.port()), Some(port));
+        assert_eq!(forwarding.drops.count_of(DropReason::QueueFull), 10_000 - 4_096, "and no other");
+        let ports = || inbox.handshakes().map(|datagram| datagram.from.remote.port()).collect::<Vec<_>>();
+        for n in 0..4_000 {
+            assert_eq!(ports(), [20_000 + n, n], "one of each, in order");
         }
-        assert!(inbox.handshake().is_none());
+        for n in 4_000..4_096 {
+            assert_eq!(ports(), [n]);
+        }
+        assert!(ports().is_empty());
     }
 }
