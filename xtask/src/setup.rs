@@ -41,11 +41,8 @@ const TEST: &[Need] = &[
     need(&["wireguard-go"], "wireguard-go"),
 ];
 
-const BENCH: &[Need] = &[
-    need(&["iperf3"], "iperf3"),
-    need(&["wg"], "wireguard-tools"),
-    need(&["wireguard-go"], "wireguard-go"),
-];
+const BENCH: &[Need] =
+    &[need(&["iperf3"], "iperf3"), need(&["wg"], "wireguard-tools"), need(&["wireguard-go"], "wireguard-go")];
 
 const BENCH_OPENVPN: &[Need] = &[need(&["openvpn"], "openvpn"), need(&["openssl"], "openssl")];
 

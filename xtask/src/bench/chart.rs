@@ -9,7 +9,7 @@ const WIDTH: f64 = 760.0;
 const LABELS: f64 = 236.0;
 const MARGIN: f64 = 16.0;
 const VALUES: f64 = 62.0;
-const TOP: f64 = 78.0;
+const TOP: f64 = 98.0;
 const BAR: f64 = 13.0;
 const GAP: f64 = 3.0;
 const ROW_GAP: f64 = 14.0;
@@ -21,8 +21,8 @@ const SHOWN: [(Work, Metric, &str); 8] = [
     (Work::TcpX1, PER_TUNNEL_CPU, "TCP per CPU second"),
     (Work::Udp(64), PACKETS, "64-byte packets a second"),
     (Work::Udp(1300), PACKETS, "1300-byte packets a second"),
-    (Work::RttIdle, RTT_MEAN, "shorter delay, idle"),
-    (Work::RttLoad, RTT_MEAN, "shorter delay, under load"),
+    (Work::RttIdle, RTT_MEAN, "delay when idle, times shorter"),
+    (Work::RttLoad, RTT_MEAN, "delay under load, times shorter"),
 ];
 
 const STYLE: &str = "\
@@ -105,12 +105,12 @@ fn head(record: &Record, nic: Nic) -> String {
     let mut head = text(MARGIN, 26.0, "start", "title", "adit, times as fast as wireguard-go");
     head += &text(MARGIN, 47.0, "start", "", &where_);
     let legend =
-        [(WIDTH - 330.0, "aes", "aes-256-gcm"), (WIDTH - 210.0, "chacha", "chacha20-poly1305 (WireGuard)")];
+        [(MARGIN, "aes", "aes-256-gcm"), (MARGIN + 130.0, "chacha", "chacha20-poly1305 (WireGuard)")];
     for (x, class, name) in legend {
         head += &format!(
-            "  <rect class=\"{class}\" x=\"{x:.1}\" y=\"15\" width=\"11\" height=\"11\" rx=\"2\"/>\n"
+            "  <rect class=\"{class}\" x=\"{x:.1}\" y=\"60\" width=\"11\" height=\"11\" rx=\"2\"/>\n"
         );
-        head += &text(x + 16.0, 25.0, "start", "", name);
+        head += &text(x + 16.0, 70.0, "start", "", name);
     }
     head
 }

@@ -1,21 +1,26 @@
 //! Ctrl-C: a signal ends a program without running drops, so the world is removed by hand.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use adit_lab::Lab;
 use anyhow::Result;
-use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 const INTERRUPTED: i32 = 130;
+const FAREWELL: Duration = Duration::from_secs(60);
 
-/// Removes the lab and ends the program on SIGINT, SIGTERM or SIGHUP from now on. Call it before any other thread is
-/// started: they inherit that the signals wait for ours. Programs we start do not.
+static CAME: AtomicBool = AtomicBool::new(false);
+
+/// Removes the lab and ends the program on SIGINT, SIGTERM or SIGHUP from now on.
 pub fn guard(lab: &str) -> Result<()> {
-    let mut signals = SigSet::empty();
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().for_each(|signal| signals.add(signal));
-    signals.thread_block()?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let name = lab.to_owned();
     std::thread::spawn(move || {
-        if let Ok(signal) = signals.wait() {
-            eprintln!("\n{signal}: removing {name}");
+        if signals.forever().next().is_some() {
+            CAME.store(true, Ordering::Relaxed);
+            eprintln!("\ninterrupted; removing {name}");
             if let Err(error) = Lab::remove(&name) {
                 eprintln!("{error}\nTry again with: adit lab remove {name}");
             }
@@ -23,4 +28,11 @@ pub fn guard(lab: &str) -> Result<()> {
         }
     });
     Ok(())
+}
+
+/// After an interruption everything fails, and none of it is worth a word: waits for the end of the program.
+pub fn end_if_interrupted() {
+    if CAME.load(Ordering::Relaxed) {
+        std::thread::sleep(FAREWELL);
+    }
 }

@@ -56,13 +56,13 @@ fn run_with(options: &Options) -> Result<bool> {
         Some(file) => (read(file)?, true),
         None => measured(options)?,
     };
-    let style = if options.markdown { Style::Markdown } else { Style::Terminal };
-    println!("{}", report::render(&record, style));
     if let Some(file) = &options.svg {
         let picture =
             chart::svg(&record).context("there is no wireguard-go in this record to compare with")?;
         fs::write(file, picture).with_context(|| format!("cannot write {}", file.display()))?;
     }
+    let style = if options.markdown { Style::Markdown } else { Style::Terminal };
+    println!("{}", report::render(&record, style));
     if !complete {
         println!("some measurements failed: see above");
     }
@@ -121,6 +121,7 @@ fn measure_all(
         match Tunnel::start(world, programs, *peer) {
             Ok(tunnel) => tunnels.push((*peer, tunnel)),
             Err(error) => {
+                interruption::end_if_interrupted();
                 eprintln!("{}: {error:#}", peer.name());
                 complete = false;
             }
@@ -148,6 +149,7 @@ fn measure_all(
                     record.samples.push(Sample { run, nic, work, peer: *peer, values });
                 }
                 Err(error) => {
+                    interruption::end_if_interrupted();
                     eprintln!("run {}: {} {work} {}: {error:#}", run + 1, nic.name(), peer.name());
                     complete = false;
                 }
