@@ -142,7 +142,7 @@ impl EngineThread {
             self.act();
         }
         for _ in 0..HANDSHAKES_PER_TURN {
-            for datagram in self.inbox.handshakes() {
+            for datagram in self.inbox.handshakes().into_iter().flatten() {
                 self.engine.handle_notice(clock(), Notice::Handshake(datagram));
                 self.act();
             }
