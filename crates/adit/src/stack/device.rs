@@ -42,7 +42,7 @@ impl Limits {
         capabilities.max_transmission_unit = self.mtu_bytes;
         capabilities.checksum.tcp = Checksum::Rx;
         capabilities.segmentation.tcpv4 = NonZeroUsize::new(self.superpacket());
-        capabilities.segmentation.tcpv6 = NonZeroUsize::new(self.superpacket());
+        // Not over IPv6: smoltcp 0.14 drops its own superpackets there as too large.
         capabilities
     }
 }

@@ -11,6 +11,7 @@ use smoltcp::time::Instant;
 
 use super::buffer::Promise;
 use super::heading::Key;
+use super::stretch::Stretch;
 
 /// A connection without traffic is asked for a sign of life this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -45,6 +46,7 @@ pub(super) struct State {
     /// Which conversation it is, once that is known.
     pub(super) key: Option<Key>,
     pub(super) failure: Option<Failure>,
+    pub(super) stretch: Stretch,
     /// When it is looked after next.
     pub(super) due: Option<Instant>,
     /// It waits to be looked after in this turn.
@@ -87,6 +89,7 @@ impl Flow {
             handle,
             key: None,
             failure: None,
+            stretch: Stretch::default(),
             due: None,
             touched: false,
             released: false,

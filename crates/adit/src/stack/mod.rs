@@ -22,6 +22,7 @@ mod heading;
 mod listener;
 mod port;
 mod stream;
+mod stretch;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -328,8 +329,15 @@ impl Stack {
 
     fn segment(&mut self, now: Instant, flow: &Arc<Flow>, packet: &[u8], sink: &mut impl Sink) {
         let mut state = flow.lock();
-        let mut device = Device { limits: self.limits, packet: Some(packet), buffer: &mut self.buffer, sink };
-        self.interface.poll_ingress_single(now, &mut device, &mut state.sockets);
+        let segment_bytes = self.limits.mtu_bytes.saturating_sub(60);
+        let steps = state.stretch.steps(packet, segment_bytes);
+        let mut take = |packet: &[u8]| {
+            let mut device =
+                Device { limits: self.limits, packet: Some(packet), buffer: &mut self.buffer, sink };
+            self.interface.poll_ingress_single(now, &mut device, &mut state.sockets);
+        };
+        steps.for_each(|step| take(step.packet()));
+        take(packet);
         if !std::mem::replace(&mut state.touched, true) {
             self.touched.push_back(Arc::clone(flow));
         }

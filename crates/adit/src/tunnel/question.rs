@@ -41,6 +41,9 @@ const ALIASES: usize = 16;
 impl Question {
     /// `None` when it is no DNS name, or the system gives no random numbers.
     pub(super) fn new(name: &str, family: Family) -> Option<Self> {
+        if plain(name).split('.').any(str::is_empty) {
+            return None;
+        }
         let mut id = [0; 2];
         aws_lc_rs::rand::fill(&mut id).ok()?;
         let id = u16::from_ne_bytes(id);
