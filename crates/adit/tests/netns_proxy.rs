@@ -158,9 +158,9 @@ fn dig_asks_through_an_association() {
 #[test]
 fn ports_lead_both_ways() {
     let world = World::new("ports");
-    let outside = format!("8081:web.example:80");
+    let outside = "8081:web.example:80";
     let inside = "7000:127.0.0.1:7001";
-    let _proxy = world.proxy(&["-L", &outside, "-R", inside]);
+    let _proxy = world.proxy(&["-L", outside, "-R", inside]);
     assert_eq!(world.curl(&["http://127.0.0.1:8081/"]), GATEWAY);
     let _answers = Recorder::start(&world.client, 7001, b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello");
     let address = "10.86.0.2";

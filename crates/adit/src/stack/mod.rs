@@ -58,6 +58,8 @@ const ADDRESSES: usize = 8;
 const PACKET: usize = 65_535;
 /// A connection that nobody holds any more may take so long to end.
 const LINGER: Duration = Duration::from_secs(60);
+/// So many repetitions of an acknowledgement mean that a segment was lost (RFC 5681).
+const DUPLICATES: usize = 3;
 /// A connection is looked after again no sooner than this.
 const SHORTEST: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(1);
 /// One that only its reader keeps, no sooner than this.
@@ -212,7 +214,7 @@ impl Stack {
             Some(Heading::Tcp { key, opens }) => match self.flows.get(&key).cloned() {
                 Some(flow) => self.segment(now, &flow, packet, sink),
                 None if opens => self.knock(now, key, packet, sink),
-                None => self.to_rest(now, packet, sink),
+                None => self.answer_stray(now, packet, sink),
             },
             Some(Heading::Udp { key }) => {
                 let receiver = self.desk.bound().datagrams.get(&key.local).cloned();
@@ -222,11 +224,11 @@ impl Stack {
                             receiver.arrive(key.remote, payload);
                         }
                     }
-                    None => self.to_rest(now, packet, sink),
+                    None => self.answer_stray(now, packet, sink),
                 }
             }
             Some(Heading::Unreachable { key }) => self.unreachable(&key),
-            Some(Heading::Other) => self.to_rest(now, packet, sink),
+            Some(Heading::Other) => self.answer_stray(now, packet, sink),
             None => {}
         }
     }
@@ -311,7 +313,7 @@ impl Stack {
     fn knock(&mut self, now: Instant, key: Key, packet: &[u8], sink: &mut impl Sink) {
         let backlog = self.desk.bound().listeners.get(&key.local.port()).cloned();
         let Some(backlog) = backlog.filter(|backlog| backlog.begin()) else {
-            return self.to_rest(now, packet, sink);
+            return self.answer_stray(now, packet, sink);
         };
         let flow = Arc::new(Flow::new(self.desk.budget.promise()));
         let mut state = flow.lock();
@@ -330,6 +332,7 @@ impl Stack {
     fn segment(&mut self, now: Instant, flow: &Arc<Flow>, packet: &[u8], sink: &mut impl Sink) {
         let mut state = flow.lock();
         let segment_bytes = self.limits.mtu_bytes.saturating_sub(60);
+        let repeats = if state.stretch.shows_hole(packet) { DUPLICATES } else { 0 };
         let steps = state.stretch.steps(packet, segment_bytes);
         let mut take = |packet: &[u8]| {
             let mut device =
@@ -337,13 +340,13 @@ impl Stack {
             self.interface.poll_ingress_single(now, &mut device, &mut state.sockets);
         };
         steps.for_each(|step| take(step.packet()));
-        take(packet);
+        (0..=repeats).for_each(|_| take(packet));
         if !std::mem::replace(&mut state.touched, true) {
             self.touched.push_back(Arc::clone(flow));
         }
     }
 
-    fn to_rest(&mut self, now: Instant, packet: &[u8], sink: &mut impl Sink) {
+    fn answer_stray(&mut self, now: Instant, packet: &[u8], sink: &mut impl Sink) {
         let mut device = Device { limits: self.limits, packet: Some(packet), buffer: &mut self.buffer, sink };
         self.interface.poll_ingress_single(now, &mut device, &mut self.rest);
     }

@@ -3,6 +3,10 @@
 //! The other end's kernel merges segments and acknowledges dozens by one packet. `smoltcp` lets its congestion window
 //! grow by one segment for each acknowledgement, whatever it covers, and would need minutes to fill a long way. Linux counts
 //! what is covered (RFC 3465); so do we, by showing `smoltcp` the acknowledgements that were merged.
+//!
+//! Nor does it look at the blocks of a selective acknowledgement: after the first of several losses, or one among
+//! few segments, it would wait a second for its timer. The acknowledgement that first shows a hole is repeated to it, so that
+//! it fills that at once.
 
 /// Most steps that one acknowledgement is taken in.
 const STEPS: u32 = 64;
@@ -13,6 +17,8 @@ const HEADERS: usize = 40 + 60;
 #[derive(Debug, Default)]
 pub(super) struct Stretch {
     acknowledged: Option<u32>,
+    /// The hole that was last shown.
+    hole: Option<u32>,
 }
 
 /// A copy of a segment without payload that acknowledges less.
@@ -28,6 +34,44 @@ impl Step {
 }
 
 impl Stretch {
+    /// Whether `packet`, which is TCP without IP options, says for the first time that what comes next is missing while
+    /// later segments have arrived (RFC 2018). One such is enough, where others wait for three: the tunnel keeps packets
+    /// in order. To be asked before [`steps`](Self::steps).
+    pub(super) fn shows_hole(&mut self, packet: &[u8]) -> bool {
+        let hole = self.hole(packet);
+        if hole.is_some() {
+            self.hole = hole;
+        }
+        hole.is_some()
+    }
+
+    /// Where the hole begins.
+    fn hole(&self, packet: &[u8]) -> Option<u32> {
+        let at = if packet.first()? >> 4 == 4 { 20 } else { 40 };
+        let tcp = packet.get(at..)?;
+        let acknowledged = u32::from_be_bytes(*tcp.get(8..)?.first_chunk()?);
+        let advance = acknowledged.wrapping_sub(self.acknowledged?);
+        let known = self.hole == Some(acknowledged);
+        let headers = usize::from(tcp.get(12)? >> 4) * 4;
+        if *tcp.get(13)? & 0x17 != 0x10 || tcp.len() != headers || known || advance > u32::MAX / 2 {
+            return None;
+        }
+        let mut options = tcp.get(20..headers)?;
+        loop {
+            options = match options {
+                [1, rest @ ..] => rest,
+                [5, len, ..] if *len >= 10 => {
+                    let left = u32::from_be_bytes(*options.get(2..)?.first_chunk()?);
+                    // A block below the acknowledgement reports a duplicate (RFC 2883).
+                    let beyond = (1..u32::MAX / 2).contains(&left.wrapping_sub(acknowledged));
+                    return beyond.then_some(acknowledged);
+                }
+                [_, len, ..] if *len >= 2 => options.get(usize::from(*len)..)?,
+                _ => return None,
+            };
+        }
+    }
+
     /// The steps to take before `packet` itself, which is TCP without IP options.
     pub(super) fn steps(
         &mut self,
@@ -144,6 +188,35 @@ mod tests {
             steps.iter().all(|step| sum(step.packet()).is_valid() && step.packet().len() == packet.len())
         );
         assert!(stretch.steps(&segment(start.wrapping_add(2_000_000), 0x10, 0), 1_000).count() <= 64);
+    }
+
+    #[test]
+    fn a_hole_is_seen_once_in_selective_acknowledgements() {
+        let with_block = |acknowledged: u32, left: u32| {
+            let mut packet = segment(acknowledged, 0x10, 12);
+            packet[32] = 8 << 4;
+            packet[40..44].copy_from_slice(&[1, 1, 5, 10]);
+            packet[44..48].copy_from_slice(&left.to_be_bytes());
+            packet[48..52].copy_from_slice(&left.wrapping_add(1_000).to_be_bytes());
+            packet
+        };
+        let mut stretch = Stretch::default();
+        let _ = stretch.steps(&segment(1_000, 0x10, 0), 1_000).count();
+        assert!(!stretch.shows_hole(&with_block(1_000, 500)), "a duplicate");
+        assert!(!stretch.shows_hole(&with_block(500, 3_000)), "an old one");
+        assert!(stretch.shows_hole(&with_block(1_000, 3_000)));
+        assert!(!stretch.shows_hole(&with_block(1_000, 3_000)), "known");
+        assert!(stretch.shows_hole(&with_block(2_000, 3_000)), "the next");
+        assert!(!stretch.shows_hole(&segment(2_000, 0x10, 0)), "no block");
+        for cut in 0..52 {
+            let _ = stretch.shows_hole(&with_block(2_000, 3_000)[..cut]);
+        }
+        for kind in 0..=255 {
+            let mut odd = with_block(2_000, 3_000);
+            odd[42] = kind;
+            odd[43] = kind;
+            let _ = stretch.shows_hole(&odd);
+        }
     }
 
     #[test]

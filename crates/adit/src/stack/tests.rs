@@ -111,7 +111,7 @@ async fn carry(world: &World, to: SocketAddr, bytes: usize) {
     let (mut client, mut server) = (client.unwrap(), server.unwrap());
     assert_eq!(server.local_addr(), Some(to));
     assert_eq!(server.peer_addr(), client.local_addr());
-    let content: Vec<u8> = (0..bytes).map(|number| (number * 31 >> 3) as u8).collect();
+    let content: Vec<u8> = (0..bytes).map(|number| ((number * 31) >> 3) as u8).collect();
     let sending = async {
         client.write_all(&content).await.unwrap();
         client.shutdown().await.unwrap();
