@@ -120,6 +120,7 @@ fn null_adit() -> Result<PathBuf> {
     if sources.exists() {
         fs::remove_dir_all(&sources)?;
     }
+    fs::create_dir_all(&sources)?;
     for entry in ["Cargo.toml", "Cargo.lock", "crates", "xtask", "fuzz"] {
         copy(&root().join(entry), &sources.join(entry))?;
     }
