@@ -165,6 +165,8 @@ fn device(host: &Host, program: &str, peer: Peer) -> Result<End> {
     let name = format!("b{}n{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
     let argv = match peer {
         Peer::Aes | Peer::Chacha | Peer::Null => vec![program, "wg", "-f", &name],
+        // It would become the user who logged in, and there may be none.
+        Peer::Gotatun => vec![program, "-f", "--disable-drop-privileges", &name],
         _ => vec![program, "-f", &name],
     };
     let mut process = host.spawn(argv)?;
