@@ -128,7 +128,8 @@ impl MemoryTun {
         if let Some(errno) = errno {
             return Err(io::Error::from_raw_os_error(errno));
         }
-        let packet = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+        let mut packet = Vec::with_capacity(pieces.iter().map(|piece| piece.len()).sum());
+        pieces.iter().for_each(|piece| packet.extend_from_slice(piece));
         if self.to_host.push((vnet, packet)) {
             Ok(())
         } else {
