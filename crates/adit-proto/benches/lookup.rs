@@ -1,5 +1,7 @@
 //! Which peer an address belongs to, in tables small and large.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use adit_proto::allowed_ips::{AllowedIps, Prefix, Routes};

@@ -6,6 +6,9 @@
 //! initiator run ADDR RESPONDER_HEX SUITE COUNT PER_SEC SECONDS  one line: handshakes SENT COMPLETED SECONDS
 //! ```
 
+// A program of its own beside the protocol: it has a socket and a clock.
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, clippy::arithmetic_side_effects)]
+
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::ErrorKind;

@@ -32,6 +32,9 @@ struct Options {
 /// A way to the gateway: round trip in milliseconds and loss each way in percent.
 type Way = (u32, u32);
 
+/// Downloads and uploads in Mb/s, one of each per run.
+type Rates = (Vec<f64>, Vec<f64>);
+
 const WAYS: [Way; 6] = [(0, 0), (20, 0), (100, 0), (0, 1), (20, 1), (100, 1)];
 
 fn main() -> Result<()> {
@@ -41,7 +44,7 @@ fn main() -> Result<()> {
     if options.onetun.is_some() {
         contenders.push(("onetun", "onetun"));
     }
-    let mut figures: BTreeMap<(Way, &str), (Vec<f64>, Vec<f64>)> = BTreeMap::new();
+    let mut figures: BTreeMap<(Way, &str), Rates> = BTreeMap::new();
     for run in 0..options.runs {
         for way in WAYS {
             for (label, profile) in &contenders {

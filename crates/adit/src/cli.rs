@@ -337,11 +337,9 @@ impl Verb {
             Self::Ip(_) => true,
             // The process becomes the command, which may dump core; the one that reads the keys sees to itself.
             Self::Run { .. } => false,
-            Self::Down { .. }
-            | Self::Status { .. }
-            | Self::Bench(_)
-            | Self::Demo(_)
-            | Self::Check { .. } => false,
+            Self::Down { .. } | Self::Status { .. } | Self::Bench(_) | Self::Demo(_) | Self::Check { .. } => {
+                false
+            }
             Self::Version { .. } | Self::Completions { .. } | Self::Man { .. } | Self::Lab { .. } => false,
         }
     }

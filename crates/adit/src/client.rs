@@ -329,8 +329,7 @@ fn describe(instance: &mut Instance, file: &WgQuick, plan: &Plan, reached: &[Rea
     instance.addresses = plan.addresses.iter().map(|it| it.address.to_string()).collect();
     let names = file.peers.iter().map(|peer| (peer.public_key, peer.name.as_ref().map(ToString::to_string)));
     instance.name_peers(names);
-    instance.inside_apis =
-        file.peers.iter().map(|peer| (peer.public_key, peer.inside_api.clone())).collect();
+    instance.inside_apis = file.peers.iter().map(|peer| (peer.public_key, peer.inside_api.clone())).collect();
     for peer in &file.peers {
         let Some(name) = peer.endpoint.clone().filter(|name| name.address().is_none()) else { continue };
         if let Some(it) = reached.iter().find(|it| it.peer == peer.public_key) {

@@ -5,8 +5,8 @@ mod descriptor;
 mod link;
 mod namespace;
 mod process;
-mod room;
 mod resource;
+mod room;
 pub(crate) mod socket;
 mod unix;
 

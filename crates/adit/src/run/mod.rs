@@ -53,7 +53,9 @@ const NOT_FOUND: u8 = 127;
 /// # Errors
 /// The file is wrong, or the system does not let us make namespaces. The companion has said on stderr what stopped it.
 pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
-    let Some((program, arguments)) = options.command.split_first() else { bail!("there is no command to run") };
+    let Some((program, arguments)) = options.command.split_first() else {
+        bail!("there is no command to run")
+    };
     let mut companion = match adit_io::sys::start_companion().context("cannot start the tunnel")? {
         Companion::Beside(beside) => return Ok(companion::serve(beside, options)),
         Companion::Caller(socket) => socket,
