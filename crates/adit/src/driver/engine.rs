@@ -13,8 +13,9 @@ use adit_proto::forward::Forwarding;
 use crossbeam_channel::{Select, Sender};
 
 use super::clock::{clock, now};
-use super::lane::{Edges, Lane, LaneHandle, Order};
+use super::lane::{Edges, Lane};
 use super::mailbox::{Inbox, Mailbox};
+use super::order::{LaneHandle, Order};
 use super::outgoing::count_drops;
 use super::stack_lane::StackLane;
 use super::{DriverConfig, DriverEvent, Snapshot, StackConfig};

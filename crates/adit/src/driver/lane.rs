@@ -9,11 +9,11 @@
 //! is full; nothing waits for a timer.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use adit_io::carrier::{Family, Port, ReceiveBatch};
-use adit_io::poll::{Poller, Waker};
+use adit_io::poll::Poller;
 use adit_io::sys::{LinkEvent, LinkMonitor};
 use adit_io::tun::{Coalescer, INSIDE_MAX, ReadError, Tun};
 use adit_proto::event::Notice;
@@ -25,12 +25,11 @@ use crossbeam_channel::Sender;
 use super::DriverEvent;
 use super::clock;
 use super::mailbox::Mailbox;
+use super::order::{Flow, LaneHandle, Overflow, SOCKET_V4, SOCKET_V6, watch};
 use super::outgoing::Outgoing;
 
 const TUN: u64 = 0;
 const WAKER: u64 = 1;
-const SOCKET_V4: u64 = 2;
-const SOCKET_V6: u64 = 3;
 const LINK: u64 = 4;
 
 /// Inside packets or superpackets read before the outgoing batch is sent.
@@ -39,43 +38,6 @@ const READS_PER_BATCH: usize = 64;
 const RECEIVE_SLOTS: usize = 16;
 /// Batches of one direction before the other gets its turn.
 const BATCHES_PER_TURN: usize = 4;
-
-/// What the engine thread tells a lane.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// Use this port from now on.
-    UsePort(Port),
-    /// Set the firewall mark of the port.
-    Mark(u32),
-    /// End.
-    Stop,
-}
-
-/// The engine thread's handle of a lane.
-#[derive(Clone)]
-pub(super) struct LaneHandle {
-    orders: Arc<Mutex<Vec<Order>>>,
-    waker: Waker,
-}
-
-impl LaneHandle {
-    pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { orders: Arc::default(), waker: Waker::new()? })
-    }
-
-    pub(super) fn waker(&self) -> &Waker {
-        &self.waker
-    }
-
-    pub(super) fn orders(&self) -> &Mutex<Vec<Order>> {
-        &self.orders
-    }
-
-    pub(super) fn order(&self, order: Order) {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).push(order);
-        self.waker.wake();
-    }
-}
 
 /// What a lane reads from and writes to.
 pub(super) struct Edges {
@@ -100,15 +62,8 @@ pub(super) struct Lane {
     incoming: ReceiveBatch,
     coalescer: Coalescer,
     truncated: u64,
-    /// What each socket has said it dropped, IPv4 and IPv6.
-    overflow: [u32; 2],
+    overflow: Overflow,
     unreachable_budget: UnreachableBudget,
-}
-
-/// Whether the lane goes on.
-enum Flow {
-    Continue,
-    End,
 }
 
 impl Lane {
@@ -122,7 +77,7 @@ impl Lane {
         let Edges { tun, port, link } = edges;
         let poller = Poller::new()?;
         poller.add(&tun, TUN)?;
-        poller.add(&handle.waker, WAKER)?;
+        poller.add(handle.waker(), WAKER)?;
         if let Some(link) = &link {
             poller.add(link, LINK)?;
         }
@@ -142,10 +97,10 @@ impl Lane {
             incoming: ReceiveBatch::new(RECEIVE_SLOTS),
             coalescer,
             truncated: 0,
-            overflow: [0; 2],
+            overflow: Overflow::default(),
             unreachable_budget: UnreachableBudget::default(),
         };
-        lane.watch_port()?;
+        watch(&lane.port, &lane.poller)?;
         Ok(lane)
     }
 
@@ -171,7 +126,12 @@ impl Lane {
                     _ => woken = true,
                 }
             }
-            if woken && matches!(self.take_orders()?, Flow::End) {
+            if woken
+                && matches!(
+                    self.handle.carry_out(&mut self.port, &self.poller, &mut self.overflow)?,
+                    Flow::End
+                )
+            {
                 return Ok(None);
             }
             if link {
@@ -287,7 +247,7 @@ impl Lane {
             if slots == 0 {
                 return Ok(false);
             }
-            self.count_overflow(family);
+            self.overflow.count(family, &self.incoming, &self.forwarding);
             let now = clock::now();
             self.open_incoming(now);
             let report = self.coalescer.flush(&mut self.tun, self.incoming.memory());
@@ -323,21 +283,6 @@ impl Lane {
         self.truncated = truncated;
     }
 
-    /// A socket that never dropped anything says nothing, which reads as 0.
-    fn count_overflow(&mut self, family: Family) {
-        let [v4, v6] = &mut self.overflow;
-        let before = match family {
-            Family::V4 => v4,
-            Family::V6 => v6,
-        };
-        let dropped = self.incoming.overflow();
-        if dropped != 0 && dropped != *before {
-            let new = dropped.wrapping_sub(*before);
-            self.forwarding.drops.add(DropReason::ReceiveOverflow, u64::from(new));
-            *before = dropped;
-        }
-    }
-
     fn follow_link(&mut self) {
         let Some(link) = &mut self.link else { return };
         loop {
@@ -355,40 +300,6 @@ impl Lane {
                 Ok(None) => return,
             }
         }
-    }
-
-    fn take_orders(&mut self) -> io::Result<Flow> {
-        self.handle.waker.clear();
-        let orders = std::mem::take(&mut *self.handle.orders.lock().unwrap_or_else(PoisonError::into_inner));
-        for order in orders {
-            match order {
-                Order::UsePort(port) => {
-                    self.port = port;
-                    self.overflow = [0; 2];
-                    self.watch_port()?;
-                }
-                Order::Mark(fwmark) => self.port.set_fwmark(fwmark)?,
-                Order::Stop => return Ok(Flow::End),
-            }
-        }
-        Ok(Flow::Continue)
-    }
-
-    fn watch_port(&self) -> io::Result<()> {
-        for (family, socket) in self.port.sockets() {
-            let token = match family {
-                Family::V4 => SOCKET_V4,
-                Family::V6 => SOCKET_V6,
-            };
-            self.poller.add(socket, token)?;
-        }
-        Ok(())
-    }
-}
-
-impl LaneHandle {
-    fn has_orders(&self) -> bool {
-        !self.orders.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 

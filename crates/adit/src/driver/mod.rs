@@ -12,6 +12,7 @@ mod clock;
 mod engine;
 mod lane;
 mod mailbox;
+mod order;
 mod outgoing;
 mod stack_lane;
 

@@ -6,7 +6,7 @@
 //! ```
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use adit_io::carrier::{Family, Port, ReceiveBatch};
@@ -21,14 +21,12 @@ use crossbeam_channel::Sender;
 
 use super::DriverEvent;
 use super::clock;
-use super::lane::{LaneHandle, Order};
 use super::mailbox::Mailbox;
+use super::order::{Flow, LaneHandle, Overflow, SOCKET_V4, SOCKET_V6, watch};
 use super::outgoing::Outgoing;
 use crate::stack::{Sink, Sleep, Stack};
 
 const WAKER: u64 = 1;
-const SOCKET_V4: u64 = 2;
-const SOCKET_V6: u64 = 3;
 const STACK: u64 = 4;
 
 /// Slots of 64 KiB for received datagrams.
@@ -47,7 +45,7 @@ pub(super) struct StackLane {
     departures: Departures,
     incoming: ReceiveBatch,
     truncated: u64,
-    overflow: [u32; 2],
+    overflow: Overflow,
 }
 
 /// What the stack has sent and the port has not.
@@ -58,11 +56,6 @@ struct Departures {
     notices: Vec<Notice>,
     /// For packets that go nowhere.
     errors: Vec<Vec<u8>>,
-}
-
-enum Flow {
-    Continue,
-    End,
 }
 
 impl StackLane {
@@ -94,9 +87,9 @@ impl StackLane {
             forwarding,
             incoming: ReceiveBatch::new(RECEIVE_SLOTS),
             truncated: 0,
-            overflow: [0; 2],
+            overflow: Overflow::default(),
         };
-        lane.watch_port()?;
+        watch(&lane.port, &lane.poller)?;
         Ok(lane)
     }
 
@@ -129,7 +122,12 @@ impl StackLane {
             if word {
                 self.stack.waker().clear();
             }
-            if woken && matches!(self.take_orders()?, Flow::End) {
+            if woken
+                && matches!(
+                    self.handle.carry_out(&mut self.port, &self.poller, &mut self.overflow)?,
+                    Flow::End
+                )
+            {
                 return Ok(());
             }
             if v4 {
@@ -162,7 +160,7 @@ impl StackLane {
         if self.port.receive(family, &mut self.incoming)? == 0 {
             return Ok(());
         }
-        self.count_overflow(family);
+        self.overflow.count(family, &self.incoming, &self.forwarding);
         let now = clock::now();
         self.departures.now = now;
         for slot in 0..self.incoming.len() {
@@ -187,49 +185,6 @@ impl StackLane {
         let truncated = self.incoming.truncated();
         self.forwarding.drops.add(DropReason::MalformedDatagram, truncated - self.truncated);
         self.truncated = truncated;
-        Ok(())
-    }
-
-    /// A socket that never dropped anything says nothing, which reads as 0.
-    fn count_overflow(&mut self, family: Family) {
-        let [v4, v6] = &mut self.overflow;
-        let before = match family {
-            Family::V4 => v4,
-            Family::V6 => v6,
-        };
-        let dropped = self.incoming.overflow();
-        if dropped != 0 && dropped != *before {
-            self.forwarding.drops.add(DropReason::ReceiveOverflow, u64::from(dropped.wrapping_sub(*before)));
-            *before = dropped;
-        }
-    }
-
-    fn take_orders(&mut self) -> io::Result<Flow> {
-        self.handle.waker().clear();
-        let orders =
-            std::mem::take(&mut *self.handle.orders().lock().unwrap_or_else(PoisonError::into_inner));
-        for order in orders {
-            match order {
-                Order::UsePort(port) => {
-                    self.port = port;
-                    self.overflow = [0; 2];
-                    self.watch_port()?;
-                }
-                Order::Mark(fwmark) => self.port.set_fwmark(fwmark)?,
-                Order::Stop => return Ok(Flow::End),
-            }
-        }
-        Ok(Flow::Continue)
-    }
-
-    fn watch_port(&self) -> io::Result<()> {
-        for (family, socket) in self.port.sockets() {
-            let token = match family {
-                Family::V4 => SOCKET_V4,
-                Family::V6 => SOCKET_V6,
-            };
-            self.poller.add(socket, token)?;
-        }
         Ok(())
     }
 }
