@@ -10,7 +10,7 @@ use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser,
 use crate::client::{self, UpOptions};
 use crate::config::diagnostic::escape;
 use crate::config::name::{InterfaceName, PeerName};
-use crate::config::{self, Complaint, Config, Layers, Report};
+use crate::config::{self, ClientFlags, Complaint, Config, Layers, Report};
 use crate::home::Home;
 use crate::log::LogOptions;
 use crate::{bench, check, demo, gateway, init, ip, keys, peer, proxy, run, status, wg};
@@ -100,6 +100,8 @@ enum Verb {
         /// Run PreUp, PostUp, PreDown and PostDown of the file, as root
         #[arg(long)]
         allow_hooks: bool,
+        #[command(flatten)]
+        settings: ClientFlags<true>,
     },
     /// Run one command whose only network is the tunnel; needs no root
     Run {
@@ -280,9 +282,10 @@ impl Cli {
             Verb::Peer(PeerVerb::List { json }) => peer::list(&home, json, &layers),
             Verb::Peer(PeerVerb::Show { name, json }) => peer::show(&home, &name, json, &layers),
             Verb::Peer(PeerVerb::Rm { name }) => peer::remove(&home, &name, &layers),
-            Verb::Up { file, foreground, allow_hooks } => {
+            Verb::Up { file, foreground, allow_hooks, settings } => {
                 let log = Config::log_without_file(&layers)?;
-                client::up(&home, &UpOptions { file: home.profile(&file), foreground, allow_hooks, log })
+                let (file, layers) = (home.profile(&file), settings.over(layers));
+                client::up(&home, &UpOptions { file, foreground, allow_hooks, layers, log })
             }
             Verb::Proxy(args) => proxy::run(&home.of_user(), &args, &Config::log_without_file(&layers)?),
             Verb::Run { file, command } => {

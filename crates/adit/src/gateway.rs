@@ -103,6 +103,11 @@ const LIVE: &[&str] = &[
     "ip.services",
 ];
 
+/// What `[client]` says is for clients of this home.
+fn is_live(key: &str) -> bool {
+    LIVE.contains(&key) || key.starts_with("client.")
+}
+
 impl Gateway {
     fn open(home: &Home, layers: &Layers, config: Config, signals: Receiver<Signal>) -> anyhow::Result<Self> {
         let interface = config.gateway.interface.to_string();
@@ -193,8 +198,7 @@ impl Gateway {
         if new.gateway.interface != self.config.gateway.interface {
             bail!("the name of the interface changed; restart the gateway for that");
         }
-        let needs_restart =
-            changed_settings(&self.config, &new).filter(|key| !LIVE.contains(&key.as_str())).collect();
+        let needs_restart = changed_settings(&self.config, &new).filter(|key| !is_live(key)).collect();
         let mtu_bytes = mtu_of(&new)?;
         if let Err(error) = self.change_socket(&new) {
             self.socket_back();

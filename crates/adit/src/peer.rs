@@ -93,6 +93,7 @@ pub fn add(home: &Home, args: &AddArgs, layers: &Layers) -> anyhow::Result<ExitC
             listen_port: 0,
             hooks: Vec::new(),
             save_config: false,
+            settings: Vec::new(),
         },
         peers: vec![gateway_section(&config, endpoint, args, suite, preshared_key)?],
     };

@@ -9,6 +9,7 @@
 //!
 //! Flags come before the environment, that before the file, that before the default, key by key.
 
+mod client;
 pub mod diagnostic;
 mod document;
 mod host_port;
@@ -30,6 +31,7 @@ use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
 use adit_proto::suite::Suite;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub use self::client::{CarrierChoice, ClientFlags, ClientSettings, KillSwitch, ProfileSetting, client_keys};
 use self::diagnostic::Place;
 pub use self::diagnostic::{Complaint, Report, Source};
 pub use self::document::Document;

@@ -1,7 +1,8 @@
 //! wg-quick's `.conf` files (`wg-quick(8)`, `wg(8)`), read as they are and written.
 //!
 //! Keys of our own stand in comments, so that the same file loads in a stock WireGuard app:
-//! `# adit: suite = aes-256-gcm`, `# adit: name = home` and `# adit: inside_api = 10.86.0.1:9585`, all below `[Peer]`.
+//! `# adit: suite = aes-256-gcm`, `# adit: name = home` and `# adit: inside_api = 10.86.0.1:9585` below `[Peer]`, and the
+//! keys of a client ([`ClientSettings`](super::ClientSettings)) below `[Interface]`.
 
 mod parse;
 #[cfg(test)]
@@ -17,7 +18,7 @@ use adit_proto::suite::Suite;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use super::{Mtu, PeerName, Report, Source};
+use super::{Mtu, PeerName, ProfileSetting, Report, Source};
 use crate::endpoint::HostPort;
 use crate::keys;
 
@@ -54,6 +55,8 @@ pub struct Interface {
     pub hooks: Vec<Hook>,
     /// wg-quick would write the file again on `down`; adit never does.
     pub save_config: bool,
+    /// Settings of the client (our own keys).
+    pub settings: Vec<ProfileSetting>,
 }
 
 /// A `[Peer]` section.
@@ -145,8 +148,10 @@ impl WgQuick {
         let interface = &self.interface;
         let hooks = interface.hooks.iter().map(|hook| hook.command.len() + 16).sum::<usize>();
         let domains = interface.search_domains.iter().map(|domain| domain.len() + 2).sum::<usize>();
+        let settings = interface.settings.iter().map(|setting| setting.value.len() + 48).sum::<usize>();
         let lists = interface.addresses.len() + interface.dns.len();
-        let mut text = Zeroizing::new(String::with_capacity(1024 + 64 * (entries + lists) + hooks + domains));
+        let mut text =
+            Zeroizing::new(String::with_capacity(1024 + 64 * (entries + lists) + hooks + domains + settings));
         // Writing to a string cannot fail.
         let _ = write_interface(&mut text, interface);
         for peer in &self.peers {
@@ -173,6 +178,9 @@ impl HookTime {
 
 fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     out.push_str("[Interface]\n");
+    for setting in &interface.settings {
+        writeln!(out, "# adit: {} = {}", setting.name, setting.value)?;
+    }
     writeln!(out, "PrivateKey = {}", keys::secret_text(interface.private_key.as_bytes()).as_str())?;
     write_list(out, "Address", interface.addresses.iter())?;
     let servers = interface.dns.iter().map(ToString::to_string);
