@@ -101,6 +101,7 @@ pub const KEYS: &[Key] = &[
     key("peer", "endpoint", Kind::Text, None, "host:port of the peer, when it has a fixed one"),
     key("peer", "persistent_keepalive_secs", Kind::NumberOrText, Some("off"), "seconds between keepalives"),
     key("peer", "enabled", Kind::Switch, Some("true"), "false keeps the peer out"),
+    key("peer", "tags", Kind::List, None, "words that you sort peers by"),
 ];
 
 /// Who decided a value; the first of these that did so counts.

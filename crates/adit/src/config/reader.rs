@@ -206,6 +206,7 @@ impl Reader {
         let enabled = self.peer_value(&mut raw, "enabled", parse_switch);
         let addresses = self.list(&mut raw, "addresses", |text| parse_lease(text, gateway));
         let allowed_ips = self.list(&mut raw, "allowed_ips", parse_allowed_ip);
+        let tags = self.list(&mut raw, "tags", parse_tag);
 
         let label = name.as_ref().map_or("another peer".to_owned(), |(name, _)| format!("peer `{name}`"));
         if let Some((name, place)) = &name {
@@ -236,6 +237,7 @@ impl Reader {
             endpoint: endpoint?,
             persistent_keepalive_secs: keepalive?.unwrap_or_default(),
             enabled: enabled?.unwrap_or(true),
+            tags: tags?.into_iter().map(|(tag, _)| tag).collect(),
         })
     }
 
@@ -499,6 +501,14 @@ fn parse_lease(text: &str, gateway: Option<&Gateway>) -> Result<IpAddr, Complain
         return Ok(address);
     };
     Err(Complaint::new(format!("{address} is the address of {taken}"), "choose another address"))
+}
+
+/// A word that peers are sorted by.
+pub(crate) fn parse_tag(text: &str) -> Result<String, Complaint> {
+    let name: super::PeerName = text.parse().map_err(|complaint: Complaint| {
+        Complaint::new(format!("`{}` is no tag", super::diagnostic::escape(text)), complaint.fix)
+    })?;
+    Ok(name.to_string())
 }
 
 pub(super) fn parse_allowed_ip(text: &str) -> Result<IpNet, Complaint> {

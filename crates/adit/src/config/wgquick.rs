@@ -123,6 +123,41 @@ pub enum Hooks {
     Refused,
 }
 
+impl Interface {
+    /// The section that says nothing but the key.
+    pub fn new(private_key: StaticSecret) -> Self {
+        Self {
+            private_key,
+            addresses: Vec::new(),
+            dns: Vec::new(),
+            search_domains: Vec::new(),
+            mtu: Mtu::Auto,
+            table: Table::Auto,
+            fwmark: None,
+            listen_port: 0,
+            hooks: Vec::new(),
+            save_config: false,
+            settings: Vec::new(),
+        }
+    }
+}
+
+impl PeerSection {
+    /// The section that says nothing but the key.
+    pub fn new(public_key: PublicKey) -> Self {
+        Self {
+            name: None,
+            suite: Suite::default(),
+            public_key,
+            preshared_key: None,
+            allowed_ips: Vec::new(),
+            endpoint: None,
+            persistent_keepalive_secs: 0,
+            inside_api: Vec::new(),
+        }
+    }
+}
+
 impl WgQuick {
     /// Reads the file at `path`, which others must not be able to read.
     ///
