@@ -9,6 +9,8 @@ const BUDGET_BYTES: usize = 1 << 30;
 const SHARE: usize = 64;
 /// Enough for 330 Mbit/s over 100 ms.
 const MOST_BYTES: usize = 4 << 20;
+/// What came and was not read; what was written; and what of that `smoltcp` has.
+const BUFFERS: usize = 3;
 /// Large enough for the allocator to leave it to the kernel, which gives memory only for pages in use.
 const LEAST_BYTES: usize = 256 << 10;
 
@@ -17,7 +19,7 @@ const LEAST_BYTES: usize = 256 << 10;
 #[derive(Debug, Default)]
 pub(super) struct Budget(Arc<AtomicUsize>);
 
-/// A promise, for each of the two buffers of a connection; given back when dropped.
+/// A promise, for each of the buffers of a connection; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Promise {
     budget: Arc<AtomicUsize>,
@@ -27,13 +29,17 @@ pub(super) struct Promise {
 impl Budget {
     pub(super) fn promise(&self) -> Promise {
         let left = BUDGET_BYTES.saturating_sub(self.0.load(Relaxed));
-        let bytes = (left / 2 / SHARE).clamp(LEAST_BYTES, MOST_BYTES);
-        self.0.fetch_add(2 * bytes, Relaxed);
+        let bytes = (left / BUFFERS / SHARE).clamp(LEAST_BYTES, MOST_BYTES);
+        self.0.fetch_add(BUFFERS * bytes, Relaxed);
         Promise { budget: Arc::clone(&self.0), bytes }
     }
 }
 
 impl Promise {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// A buffer of the promised size, all zeros.
     pub(super) fn buffer(&self) -> Vec<u8> {
         vec![0; self.bytes]
@@ -42,7 +48,7 @@ impl Promise {
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        self.budget.fetch_sub(2 * self.bytes, Relaxed);
+        self.budget.fetch_sub(BUFFERS * self.bytes, Relaxed);
     }
 }
 
@@ -57,7 +63,7 @@ mod tests {
         let promises: Vec<_> = (0..4_000).map(|_| budget.promise()).collect();
         assert_eq!((promises[0].bytes, promises[3_999].bytes), (MOST_BYTES, LEAST_BYTES));
         assert!(promises.windows(2).all(|pair| pair[1].bytes <= pair[0].bytes));
-        assert!(budget.0.load(Relaxed) < BUDGET_BYTES + 4_000 * 2 * LEAST_BYTES);
+        assert!(budget.0.load(Relaxed) < BUDGET_BYTES + 4_000 * BUFFERS * LEAST_BYTES);
         drop(promises);
         assert_eq!(budget.0.load(Relaxed), 0);
     }

@@ -57,6 +57,11 @@ impl Desk {
         })
     }
 
+    /// The longest payload of a TCP segment, over either IP version.
+    pub(super) fn segment_bytes(&self) -> usize {
+        self.mtu_bytes.saturating_sub(60)
+    }
+
     /// Asks for a connection. False when the stack has ended.
     pub(super) fn connect(&self, flow: Arc<Flow>, remote: SocketAddr) -> bool {
         self.leave(|word| word.connects.push((flow, remote)))

@@ -11,7 +11,7 @@ use smoltcp::time::Instant;
 
 use super::buffer::Promise;
 use super::heading::Key;
-use super::stretch::Stretch;
+use super::sender::Sender;
 
 /// A connection without traffic is asked for a sign of life this often.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
@@ -46,7 +46,7 @@ pub(super) struct State {
     /// Which conversation it is, once that is known.
     pub(super) key: Option<Key>,
     pub(super) failure: Option<Failure>,
-    pub(super) stretch: Stretch,
+    pub(super) sender: Sender,
     /// When it is looked after next.
     pub(super) due: Option<Instant>,
     /// It waits to be looked after in this turn.
@@ -72,14 +72,15 @@ impl std::fmt::Debug for State {
 }
 
 impl Flow {
-    /// A connection to be.
-    pub(super) fn new(promise: Promise) -> Self {
+    /// A connection to be, whose segments are not longer than this.
+    pub(super) fn new(promise: Promise, segment_bytes: usize) -> Self {
         let buffer = || SocketBuffer::new(promise.buffer());
         let mut socket = Socket::new(buffer(), buffer());
         socket.set_nagle_enabled(false);
         // Packets come in batches, and one answer goes out after each.
         socket.set_ack_delay(None);
-        socket.set_congestion_control(CongestionControl::Cubic);
+        // What leaves and when is the sender's business.
+        socket.set_congestion_control(CongestionControl::None);
         socket.set_keep_alive(Some(KEEP_ALIVE.into()));
         socket.set_timeout(Some(DEAD_AFTER.into()));
         let mut sockets = SocketSet::new(Vec::with_capacity(1));
@@ -89,7 +90,7 @@ impl Flow {
             handle,
             key: None,
             failure: None,
-            stretch: Stretch::default(),
+            sender: Sender::new(promise.bytes(), segment_bytes),
             due: None,
             touched: false,
             released: false,
@@ -124,7 +125,33 @@ impl State {
     /// Ends it for a reason that its readers and writers will hear of.
     pub(super) fn fail(&mut self, failure: Failure) {
         self.failure.get_or_insert(failure);
+        self.abort();
+    }
+
+    /// Whether more can be written.
+    pub(super) fn may_write(&mut self) -> bool {
+        !self.sender.has_ended() && self.socket().may_send()
+    }
+
+    /// Nothing more will be written.
+    pub(super) fn end(&mut self) {
+        let socket: &mut Socket<'static> = self.sockets.get_mut(self.handle);
+        if socket.may_send() {
+            self.sender.end(socket);
+        } else {
+            socket.close();
+        }
+    }
+
+    /// Drops it, telling the other end by a reset.
+    pub(super) fn abort(&mut self) {
+        self.sender.clear();
         self.socket().abort();
+    }
+
+    /// The two halves of a connection, and what it sends.
+    pub(super) fn parts(&mut self) -> (&mut SocketSet<'static>, SocketHandle, &mut Sender) {
+        (&mut self.sockets, self.handle, &mut self.sender)
     }
 
     /// Why it cannot be used any more.

@@ -40,7 +40,7 @@ impl Backlog {
         queue.half_open = queue.half_open.saturating_sub(1);
         if let Some(flow) = flow {
             if queue.ended {
-                flow.lock().socket().abort();
+                flow.lock().abort();
                 return;
             }
             queue.ready.push_back(flow);
@@ -116,7 +116,7 @@ impl Drop for TcpListener {
     fn drop(&mut self) {
         self.desk.bound().listeners.remove(&self.port);
         for flow in self.backlog.end() {
-            flow.lock().socket().abort();
+            flow.lock().abort();
             self.desk.look_after(&flow);
         }
     }

@@ -21,11 +21,13 @@ mod flow;
 mod heading;
 mod listener;
 mod port;
+mod sender;
 mod stream;
-mod stretch;
 #[cfg(test)]
 mod tests;
 mod timer;
+#[cfg(test)]
+mod way_tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
@@ -50,6 +52,7 @@ use self::device::{Device, Limits};
 use self::flow::{Failure, Flow};
 use self::heading::{Heading, Key};
 use self::listener::Backlog;
+use self::sender::Outlet;
 use self::timer::Timers;
 
 /// The most addresses of ours.
@@ -58,8 +61,6 @@ const ADDRESSES: usize = 8;
 const PACKET: usize = 65_535;
 /// A connection that nobody holds any more may take so long to end.
 const LINGER: Duration = Duration::from_secs(60);
-/// So many repetitions of an acknowledgement mean that a segment was lost (RFC 5681).
-const DUPLICATES: usize = 3;
 /// A connection is looked after again no sooner than this.
 const SHORTEST: smoltcp::time::Duration = smoltcp::time::Duration::from_millis(1);
 /// One that only its reader keeps, no sooner than this.
@@ -204,7 +205,7 @@ impl Stack {
         if !self.touched.is_empty() || !self.datagrams.is_empty() || !self.desk.go_to_sleep() {
             return Some(Sleep::NotAtAll);
         }
-        self.timers.next().map(|at| Sleep::Until { micros: at.total_micros().max(0).unsigned_abs() })
+        self.timers.next().map(|at| Sleep::Until { micros: micros(at) })
     }
 
     /// Takes in a packet that came through the tunnel. [`serve`](Self::serve) answers it.
@@ -253,7 +254,7 @@ impl Stack {
                 }
                 state.due = None;
                 if state.cut_at.is_some_and(|at| at <= now) {
-                    state.socket().abort();
+                    state.abort();
                 }
                 drop(state);
                 self.touch(&flow);
@@ -315,7 +316,7 @@ impl Stack {
         let Some(backlog) = backlog.filter(|backlog| backlog.begin()) else {
             return self.answer_stray(now, packet, sink);
         };
-        let flow = Arc::new(Flow::new(self.desk.budget.promise()));
+        let flow = Arc::new(Flow::new(self.desk.budget.promise(), self.desk.segment_bytes()));
         let mut state = flow.lock();
         if state.socket().listen(IpEndpoint::from(key.local)).is_err() {
             drop(state);
@@ -331,16 +332,14 @@ impl Stack {
 
     fn segment(&mut self, now: Instant, flow: &Arc<Flow>, packet: &[u8], sink: &mut impl Sink) {
         let mut state = flow.lock();
-        let segment_bytes = self.limits.mtu_bytes.saturating_sub(60);
-        let repeats = if state.stretch.shows_hole(packet) { DUPLICATES } else { 0 };
-        let steps = state.stretch.steps(packet, segment_bytes);
-        let mut take = |packet: &[u8]| {
-            let mut device =
-                Device { limits: self.limits, packet: Some(packet), buffer: &mut self.buffer, sink };
-            self.interface.poll_ingress_single(now, &mut device, &mut state.sockets);
-        };
-        steps.for_each(|step| take(step.packet()));
-        (0..=repeats).for_each(|_| take(packet));
+        let micros = micros(now);
+        if state.sender.acknowledged(micros, packet) && state.released {
+            state.cut_at = Some(now + LINGER.into());
+        }
+        let (sockets, _, sender) = state.parts();
+        let sink = &mut Outlet { sender, now: micros, sink };
+        let mut device = Device { limits: self.limits, packet: Some(packet), buffer: &mut self.buffer, sink };
+        self.interface.poll_ingress_single(now, &mut device, sockets);
         if !std::mem::replace(&mut state.touched, true) {
             self.touched.push_back(Arc::clone(flow));
         }
@@ -370,16 +369,20 @@ impl Stack {
             return false;
         };
         if state.released && state.socket().recv_queue() > 0 {
-            state.socket().abort();
+            state.abort();
         }
-        let mut device = Device { limits: self.limits, packet: None, buffer: &mut self.buffer, sink };
         while !state.is_kept_for_its_reader(now) {
-            if !device.sink.has_room() {
+            if !sink.has_room() {
                 return true;
             }
-            match self.interface.poll_egress(now, &mut device, &mut state.sockets) {
-                PollResult::SocketStateChanged => {}
-                PollResult::None => break,
+            let micros = micros(now);
+            let (sockets, handle, sender) = state.parts();
+            let advanced = sender.advance(micros, sockets.get_mut(handle), &mut self.buffer, sink);
+            let sink = &mut Outlet { sender, now: micros, sink };
+            let mut device = Device { limits: self.limits, packet: None, buffer: &mut self.buffer, sink };
+            match self.interface.poll_egress(now, &mut device, sockets) {
+                PollResult::None if !advanced => break,
+                PollResult::SocketStateChanged | PollResult::None => {}
             }
         }
         state.touched = false;
@@ -402,7 +405,8 @@ impl Stack {
         }
         let pause = if state.is_kept_for_its_reader(now) { LONGEST } else { SHORTEST };
         let next = self.interface.poll_at(now, &state.sockets).map(|at| at.max(now + pause));
-        let next = next.into_iter().chain(state.cut_at).min();
+        let leaves = state.sender.next_at().map(|at| instant(at.max(micros(now) + 1)));
+        let next = next.into_iter().chain(state.cut_at).chain(leaves).min();
         if let Some(next) = next
             && state.due.is_none_or(|due| next < due)
         {
@@ -436,6 +440,10 @@ pub enum Sleep {
         /// The time.
         micros: u64,
     },
+}
+
+fn micros(now: Instant) -> u64 {
+    now.total_micros().max(0).unsigned_abs()
 }
 
 fn instant(micros: u64) -> Instant {

@@ -26,7 +26,7 @@ impl TcpStream {
 
     /// Connects; gives up when the other end does, never by itself.
     pub(super) async fn connect(desk: Arc<Desk>, remote: SocketAddr) -> io::Result<Self> {
-        let flow = Arc::new(Flow::new(desk.budget.promise()));
+        let flow = Arc::new(Flow::new(desk.budget.promise(), desk.segment_bytes()));
         let stream = Self { desk, flow };
         if !stream.desk.connect(Arc::clone(&stream.flow), remote) {
             return Err(io::Error::new(io::ErrorKind::NetworkDown, "the tunnel has ended"));
@@ -109,13 +109,14 @@ impl TcpStream {
     /// The connection was reset or shut down.
     pub fn poll_room(&self, context: &Context<'_>) -> Poll<io::Result<usize>> {
         let mut state = self.flow.lock();
-        let socket = state.socket();
-        if !socket.may_send() {
+        if !state.may_write() {
             return Poll::Ready(Err(state.error(io::ErrorKind::BrokenPipe)));
         }
-        match socket.send_capacity() - socket.send_queue() {
+        match state.sender.room() {
             0 => {
-                socket.register_send_waker(context.waker());
+                // One for room, one for the end of the connection.
+                state.sender.register_writer(context.waker());
+                state.socket().register_send_waker(context.waker());
                 Poll::Pending
             }
             room => Poll::Ready(Ok(room)),
@@ -128,10 +129,10 @@ impl TcpStream {
     /// The connection was reset or shut down.
     pub fn try_write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.flow.lock();
-        let written = match state.socket().send_slice(bytes) {
-            Ok(written) => written,
-            Err(_) => return Err(state.error(io::ErrorKind::BrokenPipe)),
-        };
+        if !state.may_write() {
+            return Err(state.error(io::ErrorKind::BrokenPipe));
+        }
+        let written = state.sender.write(bytes);
         drop(state);
         if written > 0 {
             self.desk.look_after(&self.flow);
@@ -141,13 +142,13 @@ impl TcpStream {
 
     /// Says that nothing more will be written.
     pub fn shut_down(&self) {
-        self.flow.lock().socket().close();
+        self.flow.lock().end();
         self.desk.look_after(&self.flow);
     }
 
     /// Drops the connection at once, telling the other end by a reset.
     pub fn abort(&self) {
-        self.flow.lock().socket().abort();
+        self.flow.lock().abort();
         self.desk.look_after(&self.flow);
     }
 }
@@ -197,9 +198,9 @@ impl Drop for TcpStream {
         state.released = true;
         // As with any socket: what the other end sent and nobody read is answered by a reset.
         if state.socket().recv_queue() > 0 {
-            state.socket().abort();
+            state.abort();
         } else {
-            state.socket().close();
+            state.end();
         }
         drop(state);
         self.desk.look_after(&self.flow);

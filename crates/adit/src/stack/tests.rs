@@ -17,7 +17,7 @@ struct World {
 
 /// Takes superpackets apart as a lane does.
 #[derive(Default)]
-struct Wire(Vec<Vec<u8>>);
+pub(super) struct Wire(pub(super) Vec<Vec<u8>>);
 
 impl Sink for Wire {
     fn has_room(&self) -> bool {
@@ -40,9 +40,9 @@ impl Sink for Wire {
     }
 }
 
-const MTU: usize = 1_420;
+pub(super) const MTU: usize = 1_420;
 
-fn network(last: u8) -> (Stack, Network) {
+pub(super) fn network(last: u8) -> (Stack, Network) {
     let nets = [format!("10.0.0.{last}/24"), format!("fd00::{last}/64")];
     stack(&nets.map(|net| net.parse().unwrap()), MTU).unwrap()
 }
