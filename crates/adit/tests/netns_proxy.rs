@@ -11,7 +11,9 @@ use adit_lab::{Content, Host, wait_for};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use common::internet::{GATEWAY, GATEWAY6, INSIDE, WEB, WEB6};
-use common::proxied::{HTTP, Recorder, SOCKS, World, echo_server, file_server, socks_address};
+use common::proxied::{
+    HTTP, Recorder, SOCKS, World, echo_server, file_server, pid_of_proxy, resident_kib, socks_address,
+};
 use common::{SOON, on};
 
 /// Everything a browser does, over both protocols and both IP versions.
@@ -34,12 +36,13 @@ fn browse(world: &World) {
     for proxy in [["--socks5-hostname", SOCKS], ["--proxy", &http]] {
         assert_eq!(sha256_of_download(world, &proxy, &url), content.sha256());
     }
+    world.assert_only_the_gateway_came();
 }
 
 fn sha256_of_download(world: &World, proxy: &[&str], url: &str) -> String {
-    let script = "set -e; url=$1; shift; curl -gsS \"$@\" -o \"$HOME/download\" \"$url\"; sha256sum < \"$HOME/download\"";
+    let script = "set -e; url=$1; shift; curl -gsS \"$@\" \"$url\" | sha256sum";
     let words = ["sh", "-c", script, "sh", url].into_iter().chain(proxy.iter().copied());
-    let output = world.nobody.command(words).deadline(Duration::from_secs(120)).exec().unwrap();
+    let output = world.nobody.command(words).deadline(Duration::from_secs(300)).exec().unwrap();
     output.stdout.split(' ').next().unwrap_or_default().to_owned()
 }
 
@@ -75,7 +78,15 @@ fn nothing_on_the_host_changes_and_no_name_is_asked_of_it() {
 
 #[test]
 fn https_and_git_pass_through_the_proxy() {
-    let world = World::new("https");
+    https_and_git(&World::new("https"));
+}
+
+#[test]
+fn https_and_git_pass_behind_a_stock_wireguard_go_gateway() {
+    https_and_git(&World::behind_wireguard_go("httpsgo"));
+}
+
+fn https_and_git(world: &World) {
     let _proxy = world.proxy(&[]);
     let directory = world.web.directory().to_owned();
     let (key, certificate) = (directory.join("key.pem"), directory.join("cert.pem"));
@@ -109,6 +120,7 @@ fn https_and_git_pass_through_the_proxy() {
         let cloned = world.nobody.command(["sh", "-c", script, "sh", &proxy]).exec().unwrap().stdout;
         assert_eq!(cloned, made, "by {proxy}");
     }
+    world.assert_only_the_gateway_came();
 }
 
 /// Passes the datagrams of one local program through an association of the proxy.
@@ -144,7 +156,15 @@ fn socks_for_datagrams(client: &Host, to: SocketAddr, seconds: u64) -> SocketAdd
 
 #[test]
 fn dig_asks_through_an_association() {
-    let world = World::new("dig");
+    dig(&World::new("dig"));
+}
+
+#[test]
+fn dig_asks_behind_a_stock_wireguard_go_gateway() {
+    dig(&World::behind_wireguard_go("diggo"));
+}
+
+fn dig(world: &World) {
     let _proxy = world.proxy(&[]);
     for server in [format!("{WEB}:53"), format!("[{WEB6}]:53")] {
         let here = socks_for_datagrams(&world.client, server.parse().unwrap(), 10);
@@ -153,6 +173,7 @@ fn dig_asks_through_an_association() {
             ["dig", "+short", "+tries=1", "+time=5", "+noedns", "@127.0.0.1", "-p", &port, "web.example"];
         assert_eq!(world.nobody.command(argv).exec().unwrap().stdout.trim(), WEB, "{server}");
     }
+    world.assert_only_the_gateway_came();
 }
 
 #[test]
@@ -181,12 +202,20 @@ fn ports_lead_both_ways() {
 
 #[test]
 fn a_thousand_connections_at_a_time_all_carry_and_take_little_memory() {
+    a_thousand_connections(&World::new("thousand"));
+}
+
+#[test]
+fn a_thousand_connections_at_a_time_all_carry_behind_a_stock_wireguard_go_gateway() {
+    a_thousand_connections(&World::behind_wireguard_go("thousandgo"));
+}
+
+fn a_thousand_connections(world: &World) {
     const COUNT: usize = 1_000;
-    let world = World::new("thousand");
     let proxy = world.proxy(&[]);
     echo_server(&world.web, 7);
     adit_io::sys::raise_descriptor_limit().unwrap();
-    let pid = pid_of_proxy(&world);
+    let pid = pid_of_proxy(world);
     assert_eq!(world.curl(&["--socks5-hostname", SOCKS, "http://web.example/"]), GATEWAY);
     let before = resident_kib(pid);
     let after = on(&world.client, || {
@@ -211,6 +240,7 @@ fn a_thousand_connections_at_a_time_all_carry_and_take_little_memory() {
     let each = (after - before) as f64 / COUNT as f64;
     println!("{each:.1} KiB for each idle connection");
     assert!(each <= 32.0, "{each} KiB for each idle connection");
+    world.assert_only_the_gateway_came();
     drop(proxy);
 }
 
@@ -232,25 +262,21 @@ async fn echo(stream: &mut tokio::net::TcpStream, number: usize) {
     assert_eq!(back, message.as_bytes());
 }
 
-fn pid_of_proxy(world: &World) -> u32 {
-    let found = world.client.exec(["ss", "-ltnpH", "sport = :1080"]).unwrap().stdout;
-    let (_, rest) = found.split_once("pid=").unwrap();
-    rest.split(',').next().unwrap().parse().unwrap()
-}
-
-fn resident_kib(pid: u32) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
+#[test]
+fn a_download_of_a_gibibyte_arrives_whole_and_so_does_an_upload() {
+    large(&World::new("large"));
 }
 
 #[test]
-fn a_large_download_arrives_whole_and_so_does_an_upload() {
-    let world = World::new("large");
+fn a_download_of_a_gibibyte_arrives_whole_behind_a_stock_wireguard_go_gateway_and_so_does_an_upload() {
+    large(&World::behind_wireguard_go("largego"));
+}
+
+fn large(world: &World) {
     let _proxy = world.proxy(&[]);
-    let content = Content { seed: 128, bytes: 128 << 20 };
+    let content = Content { seed: 128, bytes: 1 << 30 };
     let url = format!("http://{WEB}/file?bytes={}&seed={}", content.bytes, content.seed);
-    assert_eq!(sha256_of_download(&world, &["--socks5-hostname", SOCKS], &url), content.sha256());
+    assert_eq!(sha256_of_download(world, &["--socks5-hostname", SOCKS], &url), content.sha256());
 
     echo_server(&world.web, 7);
     on(&world.client, || {
@@ -274,4 +300,5 @@ fn a_large_download_arrives_whole_and_so_does_an_upload() {
             assert!(back == expected, "{} of {} bytes came back", back.len(), content.bytes);
         });
     });
+    world.assert_only_the_gateway_came();
 }

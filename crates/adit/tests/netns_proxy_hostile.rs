@@ -300,6 +300,101 @@ fn a_flood_of_idle_clients_is_bounded_and_leaves_no_trace() {
 }
 
 #[test]
+fn ten_thousand_half_open_connects_take_bounded_memory_and_the_service_goes_on() {
+    const COUNT: usize = 10_000;
+    let world = World::new("halfopen");
+    let _proxy = world.proxy(&[]);
+    echo_server(&world.web, 7);
+    // A port that says nothing to who knocks.
+    let silent = "add table inet silent\nadd chain inet silent input { type filter hook input priority 0; }\n\
+                  add rule inet silent input tcp dport 9999 drop\n";
+    world.web.command(["nft", "-f", "-"]).input(silent).exec().unwrap();
+    adit_io::sys::raise_descriptor_limit().unwrap();
+    let pid = common::proxied::pid_of_proxy(&world);
+    assert_eq!(world.curl(&["--socks5-hostname", SOCKS, "http://web.example/"]), GATEWAY);
+    on(&world.client, || {
+        let request = [&[5, 1, 0, 5, 1, 0], &socks_address(WEB, 7)[..]].concat();
+        let mut before = TcpStream::connect(SOCKS).unwrap();
+        before.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        before.write_all(&request).unwrap();
+        before.read_exact(&mut [0; 12]).unwrap();
+        let mut echo = |text: &[u8]| {
+            before.write_all(text).unwrap();
+            let mut back = vec![0; text.len()];
+            before.read_exact(&mut back).unwrap();
+            assert_eq!(back, text);
+        };
+        echo(b"before");
+        let socks = [&[5, 1, 0, 5, 1, 0], &socks_address(WEB, 9999)[..]].concat();
+        let http = format!("CONNECT {WEB}:9999 HTTP/1.1\r\nHost: {WEB}:9999\r\n\r\n");
+        let resident = || common::proxied::resident_kib(pid);
+        let calm = resident();
+        let streams: Vec<_> = (0..COUNT)
+            .filter_map(|number| {
+                let (to, request) =
+                    if number % 2 == 0 { (SOCKS, &socks[..]) } else { (HTTP, http.as_bytes()) };
+                let mut stream = TcpStream::connect(to).ok()?;
+                let _ = stream.write_all(request);
+                Some(stream)
+            })
+            .collect();
+        assert!(streams.len() > COUNT * 9 / 10, "{} connected", streams.len());
+        let mut highest = 0;
+        for _ in 0..20 {
+            std::thread::sleep(Duration::from_millis(100));
+            highest = highest.max(resident());
+            echo(b"during");
+        }
+        println!("{} KiB more for {} clients", highest - calm, streams.len());
+        assert!(highest - calm < 128 << 10, "{} KiB", highest - calm);
+        let turned_away = streams.iter().filter(|stream| {
+            stream.set_nonblocking(true).unwrap();
+            loop {
+                match (&mut &**stream).read(&mut [0; 64]) {
+                    Ok(0) => return true,
+                    Ok(_) => {}
+                    Err(error) => return error.kind() != std::io::ErrorKind::WouldBlock,
+                }
+            }
+        });
+        let turned_away = turned_away.count();
+        assert!(turned_away >= COUNT / 2, "{turned_away} were turned away");
+        assert!(turned_away < COUNT, "nobody was let in");
+    });
+    wait_for("room", Duration::from_secs(20), || {
+        (world.socks_reply(1, &socks_address(WEB, 80)) == Some(0)).then_some(())
+    })
+    .unwrap();
+    assert_eq!(world.curl(&["--proxy", &format!("http://{HTTP}"), "http://web.example/"]), GATEWAY);
+}
+
+#[test]
+fn tunnels_by_http_count_as_connections_as_long_as_they_last() {
+    let world = World::new("tunnels");
+    let adit = world.nobody.adit();
+    // A process that may open so little has few places.
+    let limited = ["prlimit", "--nofile=120:120", &adit, "proxy", &world.profile(), "--http", HTTP];
+    let mut proxy = world.nobody.command(limited).spawn().unwrap();
+    proxy.wait_for_text("proxy ready", common::SOON).unwrap();
+    echo_server(&world.web, 7);
+    on(&world.client, || {
+        let connect = format!("CONNECT {WEB}:7 HTTP/1.1\r\nHost: {WEB}:7\r\n\r\n");
+        let open = || {
+            let mut stream = TcpStream::connect(HTTP).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream.write_all(connect.as_bytes()).ok()?;
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).ok()?;
+            (head == *b"HTTP/1.1 200").then_some(stream)
+        };
+        let streams: Vec<_> = (0..60).map_while(|_| open()).collect();
+        assert!((20..40).contains(&streams.len()), "{} tunnels with 28 places", streams.len());
+        drop(streams);
+        wait_for("room", common::SOON, open).unwrap();
+    });
+}
+
+#[test]
 fn an_association_serves_its_client_alone() {
     let world = World::new("associate");
     let _proxy = world.proxy(&[]);

@@ -9,7 +9,7 @@ use tokio::net::TcpStream as LocalStream;
 use tokio::time::timeout;
 
 use super::dial::Dialer;
-use super::gate::Gate;
+use super::gate::{Gate, Pass};
 use super::relay;
 use super::target::{Host, Target};
 use crate::tunnel::{TcpListener, TcpStream};
@@ -111,7 +111,13 @@ impl Forward {
 }
 
 /// Serves a connection to the local port of `-L`.
-pub(super) async fn outward(client: LocalStream, from: SocketAddr, dialer: Dialer, target: Target) {
+pub(super) async fn outward(
+    client: LocalStream,
+    from: SocketAddr,
+    dialer: Dialer,
+    target: Target,
+    _pass: Pass,
+) {
     let outcome = match dialer.connect_any_port(&target).await {
         Ok(remote) => {
             relay::relay(client, remote).await.map_err(|error| format!("connection broke: {error}"))

@@ -25,6 +25,7 @@ use zeroize::Zeroizing;
 
 use super::auth::Credentials;
 use super::dial::{DialError, Dialer, Outcome};
+use super::gate::Pass;
 use super::relay;
 use super::target::{Refusal, Target};
 
@@ -42,6 +43,8 @@ struct Session {
     from: SocketAddr,
     dialer: Dialer,
     credentials: Option<Credentials>,
+    /// The client's place: whatever outlives the conversation keeps it.
+    pass: Arc<Pass>,
     /// The connection that the last request went over, to be used again for the same host.
     upstream: Mutex<Option<(Target, SendRequest<Incoming>)>>,
 }
@@ -52,8 +55,10 @@ pub(super) async fn serve(
     from: SocketAddr,
     dialer: Dialer,
     credentials: Option<Credentials>,
+    pass: Pass,
 ) {
-    let session = Arc::new(Session { from, dialer, credentials, upstream: Mutex::new(None) });
+    let pass = Arc::new(pass);
+    let session = Arc::new(Session { from, dialer, credentials, pass, upstream: Mutex::new(None) });
     let service = service_fn(move |request| {
         let session = Arc::clone(&session);
         async move { Ok::<_, Infallible>(session.answer(request).await) }
@@ -111,8 +116,9 @@ impl Session {
         }
         let target = Target::new(authority.host(), port)?;
         let remote = self.dialer.connect(&target).await?;
-        let from = self.from;
+        let (from, pass) = (self.from, Arc::clone(&self.pass));
         tokio::spawn(async move {
+            let _pass = pass;
             let upgraded = match hyper::upgrade::on(request).await {
                 Ok(upgraded) => upgraded,
                 Err(error) => return tracing::debug!(%from, "CONNECT came to nothing: {error}"),
@@ -152,7 +158,9 @@ impl Session {
                 return Err(Failure::upstream("switched to a protocol that nobody asked for"));
             };
             let server = hyper::upgrade::on(&mut response);
+            let pass = Arc::clone(&self.pass);
             tokio::spawn(async move {
+                let _pass = pass;
                 if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
                     let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
                     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;

@@ -11,6 +11,7 @@ use zeroize::Zeroizing;
 
 use super::auth::Credentials;
 use super::dial::{DialError, Dialer, Outcome};
+use super::gate::Pass;
 use super::target::{Host, Refusal, Target};
 use super::{associate, relay};
 
@@ -67,6 +68,7 @@ pub(super) async fn serve(
     from: SocketAddr,
     dialer: Dialer,
     credentials: Option<Credentials>,
+    _pass: Pass,
 ) {
     let asked = timeout(PATIENCE, ask(&mut client, from.ip(), credentials.as_ref())).await;
     let (verb, target) = match asked {

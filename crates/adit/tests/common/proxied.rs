@@ -19,6 +19,21 @@ use super::{SOON, on};
 pub const SOCKS: &str = "127.0.0.1:1080";
 pub const HTTP: &str = "127.0.0.1:8118";
 
+/// Counts who comes to the web server's host.
+const VISITORS: &str = "table inet visitors {
+    counter gateway { }
+    counter strangers { }
+    chain input {
+        type filter hook input priority 0;
+        meta l4proto != { tcp, udp } accept
+        iifname lo accept
+        ip saddr 198.51.100.2 counter name gateway accept
+        ip6 saddr 2001:db8:2::2 counter name gateway accept
+        counter name strangers
+    }
+}
+";
+
 /// Nobody on a client of a gateway, with a profile whose names are resolved by a server beside the web server.
 pub struct World {
     pub nobody: Nobody,
@@ -74,8 +89,20 @@ impl World {
         });
         nobody.write("home.conf", kept.collect::<String>());
         let web = internet.web.clone();
+        web.command(["nft", "-f", "-"]).input(VISITORS).exec().unwrap();
         name_server(&web);
         Self { nobody, client, web, gateway, internet }
+    }
+
+    /// Of everything that came to the web server's host, all came from the gateway.
+    pub fn assert_only_the_gateway_came(&self) {
+        let count = |name: &str| {
+            let listed = self.web.exec(["nft", "list", "counter", "inet", "visitors", name]).unwrap().stdout;
+            let (_, rest) = listed.split_once("packets ").unwrap();
+            rest.split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        assert!(count("gateway") > 0);
+        assert_eq!(count("strangers"), 0);
     }
 
     pub fn profile(&self) -> String {
@@ -254,12 +281,17 @@ pub fn echo_server(host: &Host, port: u16) {
     });
 }
 
+/// Who asked for what.
+pub type Visits = Arc<Mutex<Vec<(IpAddr, String)>>>;
+
 /// A web server for the files below a directory.
-pub fn file_server(host: &Host, port: u16, root: PathBuf) {
+pub fn file_server(host: &Host, port: u16, root: PathBuf) -> Visits {
     let listener = on(host, || TcpListener::bind(("::", port)).unwrap());
+    let visits = Visits::default();
+    let noted = visits.clone();
     thread::spawn(move || {
         for stream in listener.incoming() {
-            let (mut stream, root) = (stream.unwrap(), root.clone());
+            let (mut stream, root, noted) = (stream.unwrap(), root.clone(), noted.clone());
             thread::spawn(move || {
                 let mut head = Vec::new();
                 let mut byte = [0];
@@ -268,15 +300,38 @@ pub fn file_server(host: &Host, port: u16, root: PathBuf) {
                 }
                 let head = String::from_utf8_lossy(&head).into_owned();
                 let path = head.split(' ').nth(1).unwrap_or_default().split('?').next().unwrap_or_default();
+                let from = stream.peer_addr().unwrap().ip().to_canonical();
+                noted.lock().unwrap().push((from, path.to_owned()));
                 let (status, body) = match fs::read(root.join(path.trim_start_matches('/'))) {
                     Ok(body) => ("200 OK", body),
                     Err(_) => ("404 Not Found", Vec::new()),
                 };
+                let kind = match path.rsplit('.').next() {
+                    Some("html") => "text/html; charset=utf-8",
+                    Some("svg") => "image/svg+xml",
+                    _ => "application/octet-stream",
+                };
                 let length = body.len();
-                let head =
-                    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+                let head = format!(
+                    "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+                );
                 let _ = stream.write_all(&[head.as_bytes(), &body].concat());
             });
         }
     });
+    visits
+}
+
+/// The process that serves SOCKS.
+pub fn pid_of_proxy(world: &World) -> u32 {
+    let found = world.client.exec(["ss", "-ltnpH", "sport = :1080"]).unwrap().stdout;
+    let (_, rest) = found.split_once("pid=").unwrap();
+    rest.split(',').next().unwrap().parse().unwrap()
+}
+
+/// The memory that a process has.
+pub fn resident_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse().unwrap()
 }
