@@ -41,6 +41,9 @@ const TEST: &[Need] = &[
     need(&["wireguard-go"], "wireguard-go"),
 ];
 
+/// What some distributions do not have as a package; the tests that want it say that they did not run.
+const EXTRA: &[Need] = &[need(&["chromium", "chromium-browser", "google-chrome"], "chromium")];
+
 const BENCH: &[Need] =
     &[need(&["iperf3"], "iperf3"), need(&["wg"], "wireguard-tools"), need(&["wireguard-go"], "wireguard-go")];
 
@@ -66,6 +69,10 @@ pub fn for_bench(openvpn: bool) -> Result<()> {
 /// Installs what the build and the tests need.
 pub fn for_tests() -> Result<()> {
     install(&missing(&[BUILD, DEMO, TEST]))?;
+    let extra = missing(&[EXTRA]);
+    if let Err(error) = install(&extra) {
+        println!("going on without {}: {error}", extra.join(" "));
+    }
     components()
 }
 

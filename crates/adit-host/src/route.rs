@@ -185,16 +185,16 @@ fn message(made: &MadeRoute) -> RouteMessage {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    pub(crate) destination: IpNet,
-    pub(crate) table: u32,
-    pub(crate) metric: u32,
-    pub(crate) oif: Option<u32>,
+    destination: IpNet,
+    table: u32,
+    metric: u32,
+    oif: Option<u32>,
     gateway: Option<IpAddr>,
-    pub(crate) unicast: bool,
+    unicast: bool,
     mtu_bytes: Option<u32>,
 }
 
-pub(crate) fn list(netlink: &mut Netlink) -> Result<Vec<Found>, HostError> {
+fn list(netlink: &mut Netlink) -> Result<Vec<Found>, HostError> {
     let items = netlink
         .dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))
         .map_err(|error| HostError::kernel("list the routes", error))?;
