@@ -47,6 +47,9 @@ pub struct GatewayFirewall {
     /// Our own addresses and ports inside, TCP and UDP, which only the tunnel may reach.
     #[serde(default)]
     pub services: Vec<SocketAddr>,
+    /// Inside addresses that may speak with the services over TCP, and with nothing else.
+    #[serde(default)]
+    pub invited: Vec<IpAddr>,
     pub masquerade: bool,
     pub client_to_client: bool,
     /// Destinations that clients may not reach through the gateway.
@@ -112,6 +115,10 @@ impl fmt::Display for Firewall {
                 if !it.services.is_empty() {
                     let services: Vec<String> = it.services.iter().map(ToString::to_string).collect();
                     write!(f, ", only {} reaches {}", it.link, services.join(" "))?;
+                }
+                if !it.invited.is_empty() {
+                    let invited: Vec<String> = it.invited.iter().map(ToString::to_string).collect();
+                    write!(f, ", {} nothing else", invited.join(" "))?;
                 }
                 if !it.denied.is_empty() {
                     let denied: Vec<String> = it.denied.iter().map(ToString::to_string).collect();
@@ -263,12 +270,15 @@ impl GatewayFirewall {
             }
         }
 
+        self.confine_the_invited(table);
+
         table.chain("forward_mangle", NfChainType::Filter, NfHook::Forward, MANGLE);
         for direction in [from_tunnel(), into_tunnel()] {
             table.rule("forward_mangle", [direction, is_syn(), clamp_mss()]);
         }
 
         table.chain("forward", NfChainType::Filter, NfHook::Forward, FILTER);
+        self.keep_others_from_the_invited(table);
         let between_clients =
             if self.client_to_client { Statement::Accept(None) } else { Statement::Drop(None) };
         table.rule("forward", [from_tunnel(), into_tunnel(), between_clients]);
@@ -486,5 +496,6 @@ fn masquerade(ports: Option<(u16, u16)>) -> Stmt {
     Statement::Masquerade(Some(NAT { addr: None, family: None, port, flags }))
 }
 
+mod invited;
 #[cfg(test)]
 mod tests;

@@ -1,4 +1,4 @@
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -17,6 +17,8 @@ pub struct GatewayHost {
     pub listeners: Vec<Listener>,
     /// Our own addresses and ports inside, TCP and UDP, which only the tunnel may reach.
     pub services: Vec<SocketAddr>,
+    /// Inside addresses that may speak with the services over TCP, and with nothing else.
+    pub invited: Vec<IpAddr>,
     pub masquerade: bool,
     pub client_to_client: bool,
     /// Destinations that clients may not reach through the gateway.
@@ -56,6 +58,7 @@ pub fn gateway_plan(host: &GatewayHost) -> Plan {
             inside,
             listeners: host.listeners.clone(),
             services: host.services.clone(),
+            invited: host.invited.clone(),
             masquerade: host.masquerade,
             client_to_client: host.client_to_client,
             denied: host.denied.clone(),
@@ -89,6 +92,7 @@ mod tests {
             routes: vec!["192.168.50.0/24".parse().unwrap()],
             listeners: vec![Listener { transport: Transport::Udp, port: 51820 }],
             services: vec!["10.9.0.1:9585".parse().unwrap()],
+            invited: vec!["10.9.0.254".parse().unwrap()],
             masquerade: true,
             client_to_client: false,
             denied: vec!["169.254.0.0/16".parse().unwrap()],
@@ -98,7 +102,8 @@ mod tests {
             plan.to_string(),
             "\
 nft      table inet adit_adit0: masquerade 10.9.0.0/24 192.168.50.0/24 fd00:9::/64 to ports 32768-51819, \
-new connections only from adit0, clients may not reach each other, only adit0 reaches 10.9.0.1:9585, nor 169.254.0.0/16
+new connections only from adit0, clients may not reach each other, only adit0 reaches 10.9.0.1:9585, \
+10.9.0.254 nothing else, nor 169.254.0.0/16
 sysctl   net.ipv4.ip_forward = 1
 sysctl   net/ipv6/conf/eth0/accept_ra = 2
 sysctl   net.ipv6.conf.all.forwarding = 1
@@ -119,6 +124,7 @@ route    192.168.50.0/24 dev adit0
             routes: vec![],
             listeners: vec![],
             services: vec![],
+            invited: vec![],
             masquerade: false,
             client_to_client: true,
             denied: vec![],

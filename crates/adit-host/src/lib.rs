@@ -28,6 +28,7 @@ mod program;
 mod room;
 mod route;
 mod rule;
+mod surroundings;
 mod sysctl;
 
 pub use client::{ClientHost, RouteTable, client_plan};
@@ -40,4 +41,5 @@ pub use plan::{Address, Change, Dns, Family, Fwmark, Hop, Link, MAIN_TABLE, Plan
 pub use room::furnish;
 pub use route::{auto_mtu, find_free_table, route_mtu};
 pub use rule::find_free_priority;
+pub use surroundings::{Surroundings, surroundings};
 pub use sysctl::{ipv6_enabled, links_accepting_router_advertisements};

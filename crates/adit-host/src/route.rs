@@ -185,16 +185,16 @@ fn message(made: &MadeRoute) -> RouteMessage {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Found {
-    destination: IpNet,
-    table: u32,
-    metric: u32,
-    oif: Option<u32>,
+    pub(crate) destination: IpNet,
+    pub(crate) table: u32,
+    pub(crate) metric: u32,
+    pub(crate) oif: Option<u32>,
     gateway: Option<IpAddr>,
-    unicast: bool,
+    pub(crate) unicast: bool,
     mtu_bytes: Option<u32>,
 }
 
-fn list(netlink: &mut Netlink) -> Result<Vec<Found>, HostError> {
+pub(crate) fn list(netlink: &mut Netlink) -> Result<Vec<Found>, HostError> {
     let items = netlink
         .dump(RouteNetlinkMessage::GetRoute(RouteMessage::default()))
         .map_err(|error| HostError::kernel("list the routes", error))?;

@@ -10,22 +10,23 @@ use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser,
 use crate::client::{self, UpOptions};
 use crate::config::diagnostic::escape;
 use crate::config::name::{InterfaceName, PeerName};
-use crate::config::{self, Complaint, Config, Layers, Report};
+use crate::config::{self, ClientFlags, Complaint, Config, Layers, Report};
 use crate::home::Home;
 use crate::log::LogOptions;
-use crate::{bench, check, demo, gateway, init, ip, keys, peer, proxy, run, status, wg};
+use crate::profile::{self, ForVerb};
+use crate::{bench, check, demo, gateway, init, invite, ip, join, keys, peer, proxy, run, status, wg};
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
 const DEVICE_NAME: &str = "adit-wg";
 
 const EXAMPLES: &str = "\
 First run, on the gateway:
-  adit init --endpoint vpn.example.org:51820
-  adit peer add laptop > laptop.conf
+  adit init
   adit gateway
+  adit invite laptop
 
-On the laptop, with that file:
-  adit up laptop.conf
+On the laptop, with the URL that the last one printed:
+  adit join 'URL'
   adit status
   adit down
 
@@ -86,24 +87,30 @@ enum Verb {
     Init(init::InitArgs),
     /// Run the gateway until it is told to stop
     Gateway(GatewayArgs),
+    /// Invite a machine to the gateway: one URL for `adit join`
+    Invite(invite::InviteArgs),
     /// Manage the peers of the gateway
     #[command(subcommand)]
     Peer(PeerVerb),
-    /// Bring a tunnel up from a wg-quick file
+    /// Become a peer of the gateway that made an invite, and bring the tunnel up
+    Join(join::JoinArgs),
+    /// Bring a tunnel up from a profile or a wg-quick file
     Up {
-        /// The file; a bare NAME means NAME.conf beside adit.toml
+        /// A wg-quick file, or the name of a profile [default: the only profile]
         #[arg(value_name = "FILE.conf|NAME")]
-        file: PathBuf,
+        file: Option<PathBuf>,
         /// Stay in the foreground
         #[arg(short, long)]
         foreground: bool,
         /// Run PreUp, PostUp, PreDown and PostDown of the file, as root
         #[arg(long)]
         allow_hooks: bool,
+        #[command(flatten)]
+        settings: ClientFlags<true>,
     },
     /// Run one command whose only network is the tunnel; needs no root
     Run {
-        /// The wg-quick file; a bare NAME means NAME.conf beside adit.toml [default: the only one there]
+        /// A wg-quick file, or the name of a profile [default: the only profile]
         #[arg(value_name = "FILE.conf|NAME")]
         file: Option<PathBuf>,
         /// The command and its arguments
@@ -237,6 +244,28 @@ enum PeerVerb {
         /// The peer
         name: PeerName,
     },
+    /// Give a peer another name
+    #[command(visible_alias = "mv")]
+    Rename {
+        /// The peer
+        old: PeerName,
+        /// Its new name
+        new: PeerName,
+    },
+    /// Keep a peer out, and cut its sessions
+    Disable {
+        /// The peer
+        name: PeerName,
+    },
+    /// Let a peer in again
+    Enable {
+        /// The peer
+        name: PeerName,
+    },
+    /// Change settings of a peer
+    Set(peer::SetArgs),
+    /// Print the wg-quick file of a peer once more
+    Export(peer::ExportArgs),
 }
 
 /// Runs the program; the exit code is 0 for done, 1 for failed, 2 for a command that cannot be meant.
@@ -280,14 +309,23 @@ impl Cli {
             Verb::Peer(PeerVerb::List { json }) => peer::list(&home, json, &layers),
             Verb::Peer(PeerVerb::Show { name, json }) => peer::show(&home, &name, json, &layers),
             Verb::Peer(PeerVerb::Rm { name }) => peer::remove(&home, &name, &layers),
-            Verb::Up { file, foreground, allow_hooks } => {
+            Verb::Peer(PeerVerb::Rename { old, new }) => peer::rename(&home, &old, &new, &layers),
+            Verb::Peer(PeerVerb::Disable { name }) => peer::enable(&home, &name, false, &layers),
+            Verb::Peer(PeerVerb::Enable { name }) => peer::enable(&home, &name, true, &layers),
+            Verb::Peer(PeerVerb::Set(args)) => peer::set(&home, &args, &layers),
+            Verb::Peer(PeerVerb::Export(args)) => peer::export(&home, &args, &layers),
+            Verb::Invite(args) => invite::run(&home, &args, &layers),
+            Verb::Join(args) => join::run(&home.of_user(), &args),
+            Verb::Up { file, foreground, allow_hooks, settings } => {
                 let log = Config::log_without_file(&layers)?;
-                client::up(&home, &UpOptions { file: home.profile(&file), foreground, allow_hooks, log })
+                let file = profile::find(&home, file.as_deref(), ForVerb("up", ""))?;
+                let layers = settings.over(layers);
+                client::up(&home, &UpOptions { file, foreground, allow_hooks, layers, log })
             }
             Verb::Proxy(args) => proxy::run(&home.of_user(), &args, &Config::log_without_file(&layers)?),
             Verb::Run { file, command } => {
                 let home = home.of_user();
-                let file = file.map_or_else(|| run::only_profile(&home), |file| Ok(home.profile(&file)))?;
+                let file = profile::find(&home, file.as_deref(), ForVerb("run", " -- CMD"))?;
                 // The command has the terminal: the tunnel speaks only when something is wrong, or when asked.
                 let quiet = LogOptions { level: Some(tracing::Level::WARN), ..LogOptions::default() };
                 let asked = layers.speak_of_log();
@@ -333,6 +371,7 @@ impl Verb {
         match self {
             Self::Init(_) | Self::Gateway(_) | Self::Peer(_) | Self::Up { .. } | Self::Wg { .. } => true,
             Self::Genkey | Self::Pubkey | Self::Genpsk | Self::Proxy(_) => true,
+            Self::Invite(_) | Self::Join(_) => true,
             // The file that names the services may be a gateway's.
             Self::Ip(_) => true,
             // The process becomes the command, which may dump core; the one that reads the keys sees to itself.

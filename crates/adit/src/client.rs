@@ -22,7 +22,7 @@ use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
-use crate::config::{InterfaceName, Mtu};
+use crate::config::{ClientSettings, InterfaceName, Layers, Mtu, Origin};
 use crate::control::{self, Answer, ControlError, Verb};
 use crate::daemon::{self, PidFile, Readiness, Start};
 use crate::device;
@@ -46,6 +46,8 @@ pub struct UpOptions {
     pub foreground: bool,
     /// Run the hooks of the file, as root.
     pub allow_hooks: bool,
+    /// The flags and variables for the settings of the client.
+    pub layers: Layers,
     /// The log. In the background and without a file it goes to `IFNAME.log` in the state directory.
     pub log: LogOptions,
 }
@@ -59,6 +61,7 @@ pub fn up(home: &Home, options: &UpOptions) -> anyhow::Result<ExitCode> {
     let interface = interface_of(&options.file)?;
     let hooks = if options.allow_hooks { Hooks::Allowed } else { Hooks::Refused };
     let file = WgQuick::load(&options.file, hooks)?;
+    let settings = ClientSettings::load(home, &options.layers, Some(&file))?;
     home.create()?;
     let mut log = options.log.clone().rooted();
     if !options.foreground && log.file.is_none() {
@@ -68,13 +71,19 @@ pub fn up(home: &Home, options: &UpOptions) -> anyhow::Result<ExitCode> {
         Start::Launched(code) => Ok(code),
         Start::Run(readiness) => {
             crate::log::start(&log)?;
-            serve(home, interface.as_str(), file, readiness)
+            serve(home, interface.as_str(), file, settings, readiness)
         }
     }
 }
 
-fn serve(home: &Home, interface: &str, file: WgQuick, readiness: Readiness) -> anyhow::Result<ExitCode> {
-    let mut client = Client::open(home, interface, file, &readiness)?;
+fn serve(
+    home: &Home,
+    interface: &str,
+    file: WgQuick,
+    settings: ClientSettings,
+    readiness: Readiness,
+) -> anyhow::Result<ExitCode> {
+    let mut client = Client::open(home, interface, file, &settings, &readiness)?;
     let outcome = match client.wait_for_an_answer(&readiness) {
         Ok(true) => {
             readiness.ready()?;
@@ -123,7 +132,13 @@ pub(crate) struct Reached {
 }
 
 impl Client {
-    fn open(home: &Home, interface: &str, file: WgQuick, readiness: &Readiness) -> anyhow::Result<Self> {
+    fn open(
+        home: &Home,
+        interface: &str,
+        file: WgQuick,
+        settings: &ClientSettings,
+        readiness: &Readiness,
+    ) -> anyhow::Result<Self> {
         let signals = daemon::signals()?;
         let pid_file = PidFile::lock(&control::pid_path(home, interface))?;
         let journal = control::journal_path(home, interface);
@@ -152,6 +167,9 @@ impl Client {
         let (socket, questions) = control::open(home, interface)?;
         let mut instance = Instance::new(Role::Client, interface.to_owned(), driver, signals, questions);
         describe(&mut instance, &file, &plan, &reached);
+        for said in settings.settings.iter().filter(|said| said.origin != Origin::Default) {
+            tracing::debug!("{} is {} ({})", said.key, said.value, said.origin);
+        }
         let guard = adit_host::apply(&plan, &journal)?;
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
         instance.driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());

@@ -7,12 +7,13 @@
 //!   reload: the difference goes to the driver, the new plan to the guard; other sessions stay
 //! ```
 
+mod invited;
 mod peers;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_host::{GatewayHost, Guard, Listener, Plan, Transport};
 use adit_io::tun::{Tun, TunConfig};
@@ -28,6 +29,7 @@ use crate::control::{self, Answer, Changes};
 use crate::daemon::{self, PidFile, Signal, Start};
 use crate::device;
 use crate::driver::{self, DriverConfig};
+use crate::enrol::Office;
 use crate::heard::{Heard, HeardFile, SESSION_SECS};
 use crate::home::Home;
 use crate::inside::{self, Facts, InsideApi};
@@ -35,6 +37,8 @@ use crate::instance::{Instance, Wake, unix_secs};
 use crate::privilege;
 use crate::socket::PrivateSocket;
 use crate::status::Role;
+
+use self::invited::Invited;
 
 pub use peers::prefix_of;
 
@@ -77,12 +81,15 @@ struct Gateway {
     home: Home,
     layers: Layers,
     config: Config,
+    invited: Invited,
+    invites_read: Instant,
     heard: HeardFile,
     unsaved: bool,
     to_greet: Vec<PublicKey>,
 }
 
 const IDLE: Duration = Duration::from_secs(5);
+const INVITES_AGAIN: Duration = Duration::from_secs(60);
 
 /// Fifty handshakes a second: a restarted gateway with thousands of peers neither floods nor stalls.
 const GREETINGS_AT_ONCE: usize = 5;
@@ -102,6 +109,11 @@ const LIVE: &[&str] = &[
     "gateway.inside_api",
     "ip.services",
 ];
+
+/// What `[client]` says is for clients of this home.
+fn is_live(key: &str) -> bool {
+    LIVE.contains(&key) || key.starts_with("client.")
+}
 
 impl Gateway {
     fn open(home: &Home, layers: &Layers, config: Config, signals: Receiver<Signal>) -> anyhow::Result<Self> {
@@ -128,12 +140,17 @@ impl Gateway {
         let mut instance = Instance::new(Role::Gateway, interface, driver, signals, questions);
         let mtu_bytes = mtu_of(&config)?;
         let port = instance.driver.snapshot().listen_port;
-        let guard = adit_host::apply(&plan(&config, port, mtu_bytes), &journal)?;
+        let invited = Invited::load(home, &config);
+        let guard = adit_host::apply(&plan(&config, &invited, port, mtu_bytes), &journal)?;
         warn_of_foreign_drops(&config);
         warn_of_default_routes(&config.peers, &[]);
         let to_greet = introduce_peers(&instance, &config, &before);
+        instance.driver.apply(invited.introduction(&Invited::default()));
+        instance.hidden = invited.keys();
         describe(&mut instance, &config, mtu_bytes);
-        let inside_api = InsideApi::start(&instance.driver.forwarding(), callers_and_doors(&config))
+        let office = Office::new(home.clone(), layers.clone(), instance.interface.clone());
+        let wanted = callers_and_doors(&config, &invited);
+        let inside_api = InsideApi::start(&instance.driver.forwarding(), wanted, Some(office))
             .context("cannot start the inside API")?;
         Ok(Self {
             inside_api,
@@ -143,6 +160,8 @@ impl Gateway {
             home: home.clone(),
             layers: layers.clone(),
             config,
+            invited,
+            invites_read: Instant::now(),
             heard,
             unsaved: false,
             to_greet,
@@ -158,6 +177,7 @@ impl Gateway {
                 Wake::Tick => {
                     self.greet_some();
                     self.instance.endpoints.ask_for_missing();
+                    self.forget_invites();
                 }
                 Wake::Heard => self.unsaved = true,
                 Wake::Reload(asked) => {
@@ -188,20 +208,36 @@ impl Gateway {
         }
     }
 
+    /// Those that have been over for a day are no peers any more.
+    fn forget_invites(&mut self) {
+        if self.invited.is_empty() || self.invites_read.elapsed() < INVITES_AGAIN {
+            return;
+        }
+        self.invites_read = Instant::now();
+        if Invited::load(&self.home, &self.config).keys() != self.invited.keys()
+            && let Err(error) = self.reload()
+        {
+            tracing::error!("invites that are over stay for now: {error:#}");
+        }
+    }
+
     fn reload(&mut self) -> anyhow::Result<Changes> {
         let new = Config::load(&self.home, &self.layers)?;
         if new.gateway.interface != self.config.gateway.interface {
             bail!("the name of the interface changed; restart the gateway for that");
         }
-        let needs_restart =
-            changed_settings(&self.config, &new).filter(|key| !LIVE.contains(&key.as_str())).collect();
+        let needs_restart = changed_settings(&self.config, &new).filter(|key| !is_live(key)).collect();
         let mtu_bytes = mtu_of(&new)?;
         if let Err(error) = self.change_socket(&new) {
             self.socket_back();
             return Err(error);
         }
         let port = self.instance.driver.snapshot().listen_port;
-        if let Err(error) = self.guard.change_to(&plan(&new, port, mtu_bytes)) {
+        let invited = Invited::load(&self.home, &new);
+        // Nobody has an address for a moment that the firewall no longer confines.
+        self.instance.driver.apply(self.invited.removal(&invited));
+        if let Err(error) = self.guard.change_to(&plan(&new, &invited, port, mtu_bytes)) {
+            self.instance.driver.apply(self.invited.introduction(&Invited::default()));
             return Err(self.back_after(error.into()));
         }
 
@@ -211,9 +247,12 @@ impl Gateway {
         }
         let (differing, changes) = peers::difference(&self.config.peers, &new.peers);
         commands.extend(differing);
+        commands.extend(invited.introduction(&self.invited));
         self.instance.driver.apply(commands);
+        self.instance.hidden = invited.keys();
         describe(&mut self.instance, &new, mtu_bytes);
-        self.inside_api.change(callers_and_doors(&new));
+        self.inside_api.change(callers_and_doors(&new, &invited));
+        self.invited = invited;
         warn_of_default_routes(&new.peers, &self.config.peers);
         self.config = new;
         Ok(Changes { needs_restart, ..changes })
@@ -248,7 +287,7 @@ impl Gateway {
     fn back_after(&mut self, error: anyhow::Error) -> anyhow::Error {
         self.socket_back();
         let port = self.instance.driver.snapshot().listen_port;
-        match self.guard.change_to(&plan(&self.config, port, self.instance.mtu_bytes)) {
+        match self.guard.change_to(&plan(&self.config, &self.invited, port, self.instance.mtu_bytes)) {
             Ok(_) => error,
             Err(worse) => error.context(format!("and the former plan could not be put back: {worse}")),
         }
@@ -332,7 +371,7 @@ fn mtu_of(config: &Config) -> anyhow::Result<u32> {
 /// Clients are reached over the internet, whatever the link beside the gateway carries.
 const INTERNET_MTU_BYTES: u32 = 1420;
 
-fn plan(config: &Config, port: u16, mtu_bytes: u32) -> Plan {
+fn plan(config: &Config, invited: &Invited, port: u16, mtu_bytes: u32) -> Plan {
     let gateway = &config.gateway;
     let behind = config.peers.iter().filter(|peer| peer.enabled).flat_map(|peer| &peer.extra_allowed_ips);
     // A default route towards a peer would take the gateway itself off the internet.
@@ -344,6 +383,7 @@ fn plan(config: &Config, port: u16, mtu_bytes: u32) -> Plan {
         routes: carried(routes),
         listeners: vec![Listener { transport: Transport::Udp, port }],
         services: inside_api(config),
+        invited: invited.addresses(),
         masquerade: gateway.masquerade,
         client_to_client: gateway.client_to_client,
         denied: Vec::new(),
@@ -351,13 +391,14 @@ fn plan(config: &Config, port: u16, mtu_bytes: u32) -> Plan {
     })
 }
 
-fn callers_and_doors(config: &Config) -> inside::Wanted {
+fn callers_and_doors(config: &Config, invited: &Invited) -> inside::Wanted {
     let enabled = config.peers.iter().filter(|peer| peer.enabled);
     let facts = |peer: &Peer| Facts { name: peer.name.to_string(), inside: peer.addresses.clone() };
     inside::Wanted {
         interface: config.gateway.interface.to_string(),
         addresses: inside_api(config),
         peers: Arc::new(enabled.map(|peer| (peer.public_key, facts(peer))).collect()),
+        invited: Arc::new(invited.keys()),
     }
 }
 
@@ -410,8 +451,11 @@ mod tests {
         let source = Source::new("adit.toml", text);
         let config = Config::parse(&source, std::path::Path::new("."), &Layers::default()).unwrap();
         assert_eq!(config.peers[0].allowed_ips().count(), 4, "it may send from everywhere");
-        let routes: Vec<_> =
-            plan(&config, 51820, 1420).routes.iter().map(|route| route.destination.to_string()).collect();
+        let routes: Vec<_> = plan(&config, &Invited::default(), 51820, 1420)
+            .routes
+            .iter()
+            .map(|route| route.destination.to_string())
+            .collect();
         assert_eq!(routes, ["192.168.50.0/24"]);
     }
 }

@@ -64,11 +64,9 @@ impl Home {
         }
     }
 
-    /// A wg-quick file as a command names it: a bare name is a file beside `adit.toml`, unless there is a file of
-    /// that name right here.
-    pub fn profile(&self, named: &Path) -> PathBuf {
-        let is_bare = named.components().count() == 1 && named.extension().is_none() && !named.exists();
-        if is_bare { self.config_dir.join(named).with_extension("conf") } else { named.to_owned() }
+    /// The directory that was chosen with `--home`, if one was.
+    pub fn chosen(&self) -> Option<&Path> {
+        self.chosen.as_deref()
     }
 
     /// The configuration of the gateway.

@@ -1,11 +1,14 @@
 //! `adit init`: the configuration of a gateway, without a question.
 
+mod network;
+mod place;
+
 use std::fmt::Write as _;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use adit_host::Surroundings;
 use anyhow::{Context, bail};
 use ipnet::{Ipv4Net, Ipv6Net};
 use zeroize::Zeroizing;
@@ -55,13 +58,13 @@ pub fn run(home: &Home, args: &InitArgs) -> anyhow::Result<ExitCode> {
     if fs::symlink_metadata(&path).is_ok() {
         return existing(home, &path, args);
     }
-    let decisions = Decisions::make(args)?;
+    let decisions = Decisions::make(home, args)?;
     write_checked(&path, &decisions.file()?)?;
     decisions.print()?;
     let flag = home.flag();
     crate::print_line(&format!(
-        "\nwrote {} (mode 0600; it holds the key of the gateway)\nnext: adit peer add NAME{flag}   a file for each \
-         client\n      adit gateway{flag}         run the gateway",
+        "\nwrote {} (mode 0600; it holds the key of the gateway)\nnext: adit gateway{flag}           run it here, or \
+         `adit service install{flag}` for good\n      adit invite laptop{flag}     a URL with which a machine joins",
         path.display()
     ))?;
     Ok(ExitCode::SUCCESS)
@@ -70,6 +73,7 @@ pub fn run(home: &Home, args: &InitArgs) -> anyhow::Result<ExitCode> {
 /// What was decided, and why.
 struct Decisions {
     endpoint: (HostPort, String),
+    uplink: Option<String>,
     port: (u16, String),
     network: (Ipv4Net, String),
     network6: (Option<Ipv6Net>, String),
@@ -77,39 +81,42 @@ struct Decisions {
 }
 
 impl Decisions {
-    fn make(args: &InitArgs) -> anyhow::Result<Self> {
+    fn make(home: &Home, args: &InitArgs) -> anyhow::Result<Self> {
         let given = || "as you said".to_owned();
+        let around = adit_host::surroundings().unwrap_or_else(|error| {
+            eprintln!("warning: {error}; networks of this host may clash with the ones chosen here");
+            Surroundings::default()
+        });
+        let port = match (args.listen, &args.endpoint) {
+            (Some(port), _) => (port, given()),
+            (None, Some(endpoint)) => (endpoint.port, "the port of the endpoint".to_owned()),
+            (None, None) => place::free_port(DEFAULT_PORT),
+        };
         let endpoint = match &args.endpoint {
             Some(endpoint) => (endpoint.clone(), given()),
             None => {
-                let host = public_address()?.to_string();
-                (
-                    HostPort { host, port: args.listen.unwrap_or(DEFAULT_PORT) },
-                    "this host's own public address".to_owned(),
-                )
+                let found = place::find(home, port.0)?;
+                (HostPort { host: found.host.to_string(), port: port.0 }, found.reason)
             }
-        };
-        let port = match args.listen {
-            Some(port) => (port, given()),
-            None => (endpoint.0.port, "the port of the endpoint".to_owned()),
         };
         let network = match args.network {
             Some(network) => (network, given()),
-            None => free_network(&routes()),
+            None => network::free(&network::taken(&around))?,
         };
         let network6 = match args.network6 {
             Some(network) => (Some(network), given()),
             None if !adit_host::ipv6_enabled() => (None, format!("left out: {IPV6_OFF}")),
             None => {
                 let reason = "random and private (RFC 4193), so it clashes with no other";
-                (Some(random_network6()?), reason.to_owned())
+                (Some(network::random6(&network::taken(&around))?), reason.to_owned())
             }
         };
         let interface = match &args.interface {
             Some(name) => (name.clone(), given()),
-            None => ("adit0".parse()?, "the default".to_owned()),
+            None => place::free_interface()?,
         };
-        Ok(Self { endpoint, port, network, network6, interface })
+        let uplink = around.uplinks.first().cloned();
+        Ok(Self { endpoint, uplink, port, network, network6, interface })
     }
 
     fn value(&self, key: &str) -> Option<String> {
@@ -154,8 +161,15 @@ impl Decisions {
     }
 
     fn print(&self) -> anyhow::Result<()> {
+        let uplink_reason = match &self.uplink {
+            Some(_) => {
+                "the way to the internet; clients go there with this host's address (masquerade)".to_owned()
+            }
+            None => "this host has no default route; clients reach what it reaches".to_owned(),
+        };
         let lines = [
             ("endpoint", self.endpoint.0.to_string(), &self.endpoint.1),
+            ("uplink", self.uplink.clone().unwrap_or_else(|| "none".to_owned()), &uplink_reason),
             ("listen", format!("UDP port {}", self.port.0), &self.port.1),
             ("network", self.network.0.to_string(), &self.network.1),
             (
@@ -263,111 +277,4 @@ fn backup(path: &Path) -> anyhow::Result<PathBuf> {
         }
     }
     bail!("there are too many backups of {}; remove some", path.display())
-}
-
-/// The address this host speaks to the internet with, when the internet can reach it by that.
-fn public_address() -> anyhow::Result<IpAddr> {
-    const HINT: &str = "tell it where clients reach this host: `adit init --endpoint HOST:PORT`";
-    let address = outside_address([192, 0, 2, 1].into())
-        .or_else(|| outside_address(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()))
-        .with_context(|| {
-            format!("this host has no route to the internet, so its public address is unknown; {HINT}")
-        })?;
-    let is_public = match address {
-        IpAddr::V4(v4) => {
-            let carrier_grade = v4.octets()[0] == 100 && (64..128).contains(&v4.octets()[1]);
-            !(v4.is_private()
-                || v4.is_loopback()
-                || v4.is_link_local()
-                || v4.is_documentation()
-                || carrier_grade)
-        }
-        IpAddr::V6(v6) => !(v6.is_unique_local() || v6.is_loopback() || v6.is_unicast_link_local()),
-    };
-    if is_public {
-        Ok(address)
-    } else {
-        bail!("this host's address {address} is private, so its public one is unknown; {HINT}")
-    }
-}
-
-/// Connecting a UDP socket sends nothing; it only asks the routing table.
-fn outside_address(to: IpAddr) -> Option<IpAddr> {
-    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).ok()?;
-    socket.connect(SocketAddr::new(to, 9)).ok()?;
-    Some(socket.local_addr().ok()?.ip())
-}
-
-fn random_network6() -> anyhow::Result<Ipv6Net> {
-    let random = keys::generate_preshared()?;
-    let [a, b, c, d, e, f, g, ..] = *random.as_bytes();
-    let bytes = [0xfd, a, b, c, d, e, f, g, 0, 0, 0, 0, 0, 0, 0, 0];
-    Ok(Ipv6Net::new_assert(bytes.into(), 64))
-}
-
-/// The first of 10.86.0.0/24, 10.87.0.0/24, ... that clashes with no route of this host.
-fn free_network(routes: &[Ipv4Net]) -> (Ipv4Net, String) {
-    let clash = |network: &Ipv4Net| {
-        routes.iter().find(|route| route.contains(&network.network()) || network.contains(&route.network()))
-    };
-    let candidates = (86..=126).map(|second| Ipv4Net::new_assert([10, second, 0, 0].into(), 24));
-    let mut passed = None;
-    for network in candidates {
-        match (clash(&network), passed) {
-            (None, None) => return (network, "clashes with no network of this host".to_owned()),
-            (None, Some(route)) => return (network, format!("because this host reaches {route} already")),
-            (Some(route), _) => passed = passed.or(Some(*route)),
-        }
-    }
-    let all = Ipv4Net::new_assert([100, 126, 86, 0].into(), 24);
-    (all, "because this host reaches all of 10.86.0.0 to 10.126.255.255 already".to_owned())
-}
-
-/// The IPv4 routes of this host but for the default route.
-fn routes() -> Vec<Ipv4Net> {
-    let table = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    table.lines().skip(1).filter_map(parse_route).filter(|route| route.prefix_len() > 1).collect()
-}
-
-/// A line of `/proc/net/route` (`proc(5)`): destination and mask in the byte order of the host.
-fn parse_route(line: &str) -> Option<Ipv4Net> {
-    let fields: Vec<&str> = line.split_whitespace().collect();
-    let number = |index: usize| u32::from_str_radix(fields.get(index)?, 16).ok().map(u32::to_ne_bytes);
-    let (destination, mask) = (Ipv4Addr::from(number(1)?), Ipv4Addr::from(number(7)?));
-    Ipv4Net::with_netmask(destination, mask).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn net(text: &str) -> Ipv4Net {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn a_network_that_this_host_reaches_is_passed_over() {
-        assert_eq!(free_network(&[net("192.168.0.0/16")]).0, net("10.86.0.0/24"));
-        let (network, reason) = free_network(&[net("10.86.0.0/16"), net("10.87.0.128/25")]);
-        assert_eq!(network, net("10.88.0.0/24"));
-        assert!(reason.contains("10.86.0.0/16"), "{reason}");
-        assert_eq!(free_network(&[net("10.0.0.0/8")]).0, net("100.126.86.0/24"));
-    }
-
-    #[test]
-    fn routes_are_read_as_the_kernel_writes_them() {
-        let destination = u32::from_ne_bytes([172, 17, 0, 0]);
-        let mask = u32::from_ne_bytes([255, 255, 0, 0]);
-        let line = format!("docker0\t{destination:08X}\t00000000\t0001\t0\t0\t0\t{mask:08X}\t0\t0\t0");
-        assert_eq!(parse_route(&line), Some(net("172.17.0.0/16")));
-        assert_eq!(parse_route("garbage"), None);
-    }
-
-    #[test]
-    fn random_networks_are_private_and_differ() {
-        let (a, b) = (random_network6().unwrap(), random_network6().unwrap());
-        assert!(a.network().is_unique_local() && a.prefix_len() == 64 && a == a.trunc());
-        assert_ne!(a, b);
-    }
 }

@@ -11,12 +11,13 @@
 mod caller;
 mod door;
 mod echo;
+mod enrolment;
 mod question;
 mod request;
 mod seats;
 mod transfer;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,10 +29,13 @@ use tokio::sync::watch;
 
 use self::caller::Callers;
 use self::door::Kind;
+use self::enrolment::Enrolment;
 use self::request::Desk;
+use crate::enrol::Office;
 
 pub use self::caller::Facts;
 pub use self::echo::{PROBE_BYTES, probe, sequence_of_answer};
+pub use self::enrolment::{PATH as ENROL_PATH, question as enrol_question};
 pub use self::question::{WhoAmI, whoami};
 pub use self::transfer::{Filler, SECONDS_MAX as TRANSFER_SECONDS_MAX};
 
@@ -44,6 +48,8 @@ pub struct Wanted {
     pub addresses: Vec<SocketAddr>,
     /// The peers that may call.
     pub peers: Arc<HashMap<PublicKey, Facts>>,
+    /// Those who are invited, and may ask to become peers.
+    pub invited: Arc<HashSet<PublicKey>>,
 }
 
 /// The running API: one thread for HTTP, one for echoes, so that a transfer does not delay them. It ends when dropped.
@@ -54,21 +60,28 @@ pub struct InsideApi {
 }
 
 impl InsideApi {
-    /// Starts the threads. Addresses that cannot be had now are tried again until they can.
+    /// Starts the threads. Nobody can join without an office. Addresses that cannot be had now are tried again until they can.
     ///
     /// # Errors
     /// The system has no more threads or descriptors.
-    pub fn start(forwarding: &Arc<Forwarding>, first: Wanted) -> io::Result<Self> {
+    pub fn start(
+        forwarding: &Arc<Forwarding>,
+        first: Wanted,
+        office: Option<Arc<Office>>,
+    ) -> io::Result<Self> {
+        let desk = Arc::new(Desk::new(Enrolment::new(office)));
         let (sender, wanted) = watch::channel(first);
         let mut threads = Vec::new();
-        for (name, kind) in
-            [("inside-api", Kind::Http(Arc::new(Desk::default()))), ("inside-echo", Kind::Echo)]
-        {
+        for (name, kind) in [("inside-api", Kind::Http(desk)), ("inside-echo", Kind::Echo)] {
             let callers = Callers::new(Arc::clone(forwarding), wanted.clone());
             let wanted = wanted.clone();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let thread = std::thread::Builder::new().name(name.into());
-            threads.push(thread.spawn(move || runtime.block_on(door::keep_open(kind, callers, wanted)))?);
+            threads.push(thread.spawn(move || {
+                runtime.block_on(door::keep_open(kind, callers, wanted));
+                // An enrolment may wait for the very thread that ends this one.
+                runtime.shutdown_background();
+            })?);
         }
         Ok(Self { wanted: Some(sender), threads })
     }

@@ -47,6 +47,8 @@ pub struct Instance {
     pub endpoints: Endpoints,
     /// Where the inside APIs of peers answer, as far as known.
     pub inside_apis: HashMap<PublicKey, Vec<SocketAddr>>,
+    /// Peers that are none yet: the invited. Nothing is told about them.
+    pub hidden: HashSet<PublicKey>,
     heard: HashSet<PublicKey>,
     names: HashMap<PublicKey, (usize, Option<String>)>,
     since: SystemTime,
@@ -72,6 +74,7 @@ impl Instance {
             addresses: Vec::new(),
             mtu_bytes: 0,
             inside_apis: HashMap::new(),
+            hidden: HashSet::new(),
             heard: HashSet::new(),
             names: HashMap::new(),
             since: SystemTime::now(),
@@ -202,6 +205,7 @@ impl Instance {
     /// How it is now.
     pub fn report(&self) -> Report {
         let mut device = self.driver.snapshot();
+        device.peers.retain(|peer| !self.hidden.contains(&peer.public_key));
         let place = |peer: &PeerStatus| {
             (self.names.get(&peer.public_key).map_or(usize::MAX, |(at, _)| *at), peer.public_key)
         };

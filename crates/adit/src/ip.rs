@@ -154,6 +154,24 @@ pub fn run(home: &Home, args: &IpArgs, mut layers: Layers) -> anyhow::Result<Exi
     Ok(if has_answer { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// The address that the first service to answer sees this host at, and who that was; nothing after `patience`.
+pub fn seen_by_services(home: &Home, patience: std::time::Duration) -> Option<(IpAddr, String)> {
+    let services = Config::ip_services(home, &Layers::default()).ok()?;
+    let asker = Asker { services, trust: Trust::of_host() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let asking = async {
+        let way = Way::default();
+        let (found, _) = asker.in_turn(Family::V4, &way, "seen").await;
+        match found {
+            Some(found) => Some(found),
+            None => asker.in_turn(Family::V6, &way, "seen").await.0,
+        }
+    };
+    let found = runtime.block_on(async { tokio::time::timeout(patience, asking).await.ok().flatten() });
+    runtime.shutdown_background();
+    found.map(|found| (found.address, found.source))
+}
+
 /// The first tunnel that captures what leaves this host, or else the first.
 fn tunnel(home: &Home) -> anyhow::Result<Tunnel> {
     let is_root = privilege::user_id() == Some(0);

@@ -28,6 +28,22 @@ pub enum KeyError {
     Zero,
 }
 
+/// A secret as text in a file or message of ours, erased when dropped.
+pub struct SecretText(pub Zeroizing<String>);
+
+impl serde::Serialize for SecretText {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for SecretText {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text: String = serde::Deserialize::deserialize(deserializer)?;
+        Ok(Self(Zeroizing::new(text)))
+    }
+}
+
 /// A public key from its 44 characters of canonical base64.
 ///
 /// # Errors

@@ -58,12 +58,14 @@ impl Leases {
         }
     }
 
-    /// Gives the next free addresses, one of each network, with the same number in both.
+    /// Gives the next free addresses, one of each network, with the same number in both. Those in `invited` are
+    /// taken.
     ///
     /// # Errors
     /// The network is full.
-    pub fn next(&mut self, config: &Config) -> anyhow::Result<Vec<IpAddr>> {
-        let used: HashSet<IpAddr> = config.peers.iter().flat_map(|peer| &peer.addresses).copied().collect();
+    pub fn next(&mut self, config: &Config, invited: &HashSet<IpAddr>) -> anyhow::Result<Vec<IpAddr>> {
+        let mut used = invited.clone();
+        used.extend(config.peers.iter().flat_map(|peer| &peer.addresses));
         let most = most_hosts(config);
         let after = u64::max(self.last_host, FIRST_PEER - 1) + 1;
         let numbers = (after..=most).chain(FIRST_PEER..after.min(most + 1));
@@ -133,7 +135,7 @@ mod tests {
     #[test]
     fn both_networks_give_the_same_number() {
         let config = config("network = \"10.1.0.0/24\"\nnetwork6 = \"fd00:1::/64\"", &[]);
-        let next = leases().next(&config).unwrap();
+        let next = leases().next(&config, &HashSet::new()).unwrap();
         assert_eq!(next, ["10.1.0.2".parse::<IpAddr>().unwrap(), "fd00:1::2".parse().unwrap()]);
     }
 
@@ -147,13 +149,13 @@ mod tests {
         for _ in 0..5 {
             let config = config(network, &[]);
             let mut leases = Leases::load(&home).unwrap();
-            given.extend(leases.next(&config).unwrap());
+            given.extend(leases.next(&config, &HashSet::new()).unwrap());
             leases.save(&home).unwrap();
         }
         let expected: Vec<IpAddr> = (2..7).map(|host| Ipv4Addr::new(10, 1, 0, host).into()).collect();
         assert_eq!(given, expected);
         let config = config(network, &["\"10.1.0.2\""]);
-        let again = Leases::load(&home).unwrap().next(&config).unwrap();
+        let again = Leases::load(&home).unwrap().next(&config, &HashSet::new()).unwrap();
         assert_eq!(again, [IpAddr::from([10, 1, 0, 3])]);
     }
 
@@ -162,20 +164,27 @@ mod tests {
         let config_of = |leases: &[&str]| config("network = \"10.1.0.0/29\"", leases);
         let all = ["\"10.1.0.2\"", "\"10.1.0.3\"", "\"10.1.0.4\"", "\"10.1.0.5\"", "\"10.1.0.6\""];
         let full = config_of(&all);
-        let error = Leases { schema: 1, last_host: 6 }.next(&full).unwrap_err();
+        let error = Leases { schema: 1, last_host: 6 }.next(&full, &HashSet::new()).unwrap_err();
         assert!(error.to_string().contains("every address of 10.1.0.0/29 is leased"), "{error}");
         let one_free = config_of(&all[1..]);
         assert_eq!(
-            Leases { schema: 1, last_host: 6 }.next(&one_free).unwrap(),
+            Leases { schema: 1, last_host: 6 }.next(&one_free, &HashSet::new()).unwrap(),
             [IpAddr::from([10, 1, 0, 2])]
         );
+    }
+
+    #[test]
+    fn an_address_of_an_invite_is_no_lease() {
+        let config = config("network = \"10.1.0.0/24\"", &[]);
+        let invited = HashSet::from(["10.1.0.2".parse().unwrap()]);
+        assert_eq!(leases().next(&config, &invited).unwrap(), [IpAddr::from([10, 1, 0, 3])]);
     }
 
     #[test]
     fn leases_given_by_hand_are_passed_over() {
         let config = config("network = \"10.1.0.0/24\"", &["\"10.1.0.2\", \"10.1.0.3\"", "\"10.1.0.5\""]);
         let mut leases = leases();
-        assert_eq!(leases.next(&config).unwrap(), [IpAddr::from([10, 1, 0, 4])]);
-        assert_eq!(leases.next(&config).unwrap(), [IpAddr::from([10, 1, 0, 6])]);
+        assert_eq!(leases.next(&config, &HashSet::new()).unwrap(), [IpAddr::from([10, 1, 0, 4])]);
+        assert_eq!(leases.next(&config, &HashSet::new()).unwrap(), [IpAddr::from([10, 1, 0, 6])]);
     }
 }

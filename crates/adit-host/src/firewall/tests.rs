@@ -9,6 +9,7 @@ fn gateway(listeners: &[(Transport, u16)]) -> GatewayFirewall {
             .map(|(transport, port)| Listener { transport: *transport, port: *port })
             .collect(),
         services: vec![],
+        invited: vec![],
         masquerade: true,
         client_to_client: false,
         denied: vec![],
@@ -99,4 +100,34 @@ fn what_others_forward_is_theirs() {
     let last = objects(&Firewall::Gateway(firewall)).pop().unwrap()["add"]["rule"]["expr"].clone();
     assert_eq!(last.as_array().unwrap().len(), 2, "what goes into the tunnel is dropped: {last}");
     assert_eq!(last[0]["match"]["left"]["meta"]["key"], "oifname", "{last}");
+}
+
+#[test]
+fn the_invited_reach_the_services_over_tcp_and_nothing_else() {
+    let rules = |invited: &[&str], services: &[&str]| {
+        let services = services.iter().map(|it| it.parse().unwrap()).collect();
+        let invited = invited.iter().map(|it| it.parse().unwrap()).collect();
+        objects(&Firewall::Gateway(GatewayFirewall { services, invited, ..gateway(&[]) }))
+    };
+    let services = ["10.9.0.1:9585", "[fd00:9::1]:9585"];
+    let without = rules(&[], &services);
+    let added = |invited: &[&str], services: &[&str]| -> Vec<String> {
+        rules(invited, services)
+            .iter()
+            .filter(|it| !without.contains(it))
+            .map(|it| it["add"]["rule"]["expr"].to_string())
+            .collect()
+    };
+    let with = added(&["10.9.0.254", "10.9.0.253"], &services);
+    assert_eq!(with.len(), 4, "not TCP, another address, another port, and towards them: {with:?}");
+    assert!(
+        with.iter().all(|it| it.contains("\"10.9.0.254\",\"10.9.0.253\"") && it.contains("drop")),
+        "{with:?}"
+    );
+    assert!(with[0].contains("l4proto") && with[0].contains("!="), "{}", with[0]);
+    assert!(with[1].contains("daddr") && with[1].contains("10.9.0.1"), "{}", with[1]);
+    assert!(with[2].contains("dport") && with[2].contains("9585"), "{}", with[2]);
+    assert!(with[3].contains("oifname") && with[3].contains("daddr"), "{}", with[3]);
+    let closed = added(&["10.9.0.254"], &[]);
+    assert_eq!(closed.len(), 3, "without a service nothing at all: {closed:?}");
 }

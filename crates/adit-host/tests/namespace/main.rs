@@ -43,6 +43,7 @@ fn gateway() -> Plan {
             Listener { transport: Transport::Tcp, port: 443 },
         ],
         services: vec!["10.9.0.1:9585".parse().unwrap(), "[fd00:9::1]:9585".parse().unwrap()],
+        invited: vec![],
         masquerade: true,
         client_to_client: false,
         denied: vec!["169.254.0.0/16".parse().unwrap()],

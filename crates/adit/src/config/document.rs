@@ -78,6 +78,43 @@ impl Document {
         Ok(())
     }
 
+    /// Sets a value of the peer of that name.
+    ///
+    /// # Errors
+    /// The peer is not written as a section of its own.
+    pub fn set_peer(&mut self, name: &PeerName, key: &str, new: Value) -> anyhow::Result<()> {
+        let table = self.peer(name)?;
+        match table.get_mut(key).and_then(Item::as_value_mut) {
+            Some(old) => {
+                let decor = old.decor().clone();
+                *old = new;
+                *old.decor_mut() = decor;
+            }
+            None => {
+                table.insert(key, value(new));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a value of the peer of that name away, so that its default counts.
+    ///
+    /// # Errors
+    /// The peer is not written as a section of its own.
+    pub fn unset_peer(&mut self, name: &PeerName, key: &str) -> anyhow::Result<()> {
+        self.peer(name)?.remove(key);
+        Ok(())
+    }
+
+    fn peer(&mut self, name: &PeerName) -> anyhow::Result<&mut Table> {
+        let path = self.path.display().to_string();
+        let peers = self.toml.get_mut("peer").and_then(Item::as_array_of_tables_mut);
+        let mut tables = peers.into_iter().flat_map(ArrayOfTables::iter_mut);
+        tables.find(|table| table.get("name").and_then(Item::as_str) == Some(name.as_str())).with_context(
+            || format!("peer `{name}` is not a [[peer]] section of {path}; change it there by hand"),
+        )
+    }
+
     /// Removes the peer of that name; says whether there was one. Comments right above it go too, those
     /// above an empty line stay.
     pub fn remove_peer(&mut self, name: &PeerName) -> bool {
@@ -165,6 +202,9 @@ fn peer_table(peer: &Peer) -> Table {
     if !peer.enabled {
         table["enabled"] = value(false);
     }
+    if !peer.tags.is_empty() {
+        table["tags"] = list(peer.tags.clone());
+    }
     table
 }
 
@@ -189,15 +229,9 @@ mod tests {
 
     fn peer(number: u8) -> Peer {
         Peer {
-            name: format!("p{number}").parse().unwrap(),
-            public_key: adit_proto::key::PublicKey([number; 32]),
-            preshared_key: None,
             addresses: vec![[10, 9, 0, number].into()],
-            extra_allowed_ips: Vec::new(),
             suite: Suite::Aes256Gcm,
-            endpoint: None,
-            persistent_keepalive_secs: 0,
-            enabled: true,
+            ..Peer::new(format!("p{number}").parse().unwrap(), adit_proto::key::PublicKey([number; 32]))
         }
     }
 
@@ -220,6 +254,28 @@ mod tests {
             assert!(!again.remove_peer(&peer(second).name));
             assert_eq!(again.toml.to_string(), FILE);
         }
+    }
+
+    #[test]
+    fn a_value_of_a_peer_changes_and_its_comments_stay() {
+        let mut document = document(FILE);
+        for number in [2, 3] {
+            document.add_peer(&peer(number)).unwrap();
+        }
+        let before = document.toml.to_string().replace("\"p2\"\n", "\"p2\" # of Bob\n");
+        let mut document = self::document(&before);
+        document.set_peer(&peer(2).name, "tags", Value::Array(["a"].into_iter().collect())).unwrap();
+        document.set_peer(&peer(2).name, "name", "bob".into()).unwrap();
+        let (text, config) = document.check().unwrap();
+        assert!(text.contains("name = \"bob\" # of Bob\n"), "{}", *text);
+        assert_eq!(
+            (config.peers[0].name.as_str(), config.peers[0].tags.as_slice()),
+            ("bob", &["a".to_owned()][..])
+        );
+        document.set_peer(&"bob".parse().unwrap(), "name", "p2".into()).unwrap();
+        document.unset_peer(&peer(2).name, "tags").unwrap();
+        assert_eq!(document.toml.to_string(), before);
+        assert!(document.set_peer(&"nobody".parse().unwrap(), "enabled", false.into()).is_err());
     }
 
     #[test]

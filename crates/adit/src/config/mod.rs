@@ -9,6 +9,7 @@
 //!
 //! Flags come before the environment, that before the file, that before the default, key by key.
 
+mod client;
 pub mod diagnostic;
 mod document;
 mod host_port;
@@ -30,13 +31,14 @@ use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
 use adit_proto::suite::Suite;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+pub use self::client::{CarrierChoice, ClientFlags, ClientSettings, KillSwitch, ProfileSetting, client_keys};
 use self::diagnostic::Place;
 pub use self::diagnostic::{Complaint, Report, Source};
 pub use self::document::Document;
 pub use self::host_port::parse_listen;
 pub use self::name::{InterfaceName, PeerName};
 pub use self::raw::{KEYS, Key, Kind, Layers, Origin, RawConfig};
-pub(crate) use self::reader::{parse_network, parse_network6, parse_prefix};
+pub(crate) use self::reader::{parse_network, parse_network6, parse_prefix, parse_tag};
 pub use self::service_url::ServiceUrl;
 pub use self::value::{Lanes, Mtu, Offload, parse_fwmark, parse_keepalive, parse_lanes, parse_log_format};
 pub use self::value::{
@@ -117,6 +119,8 @@ pub struct Peer {
     pub persistent_keepalive_secs: u16,
     /// Whether it may connect.
     pub enabled: bool,
+    /// Words that the operator sorts peers by.
+    pub tags: Vec<String>,
 }
 
 /// The value of a key and who decided it; what `config show --origin` prints.
@@ -206,6 +210,22 @@ impl Gateway {
 }
 
 impl Peer {
+    /// A peer that says nothing but who it is.
+    pub fn new(name: PeerName, public_key: PublicKey) -> Self {
+        Self {
+            name,
+            public_key,
+            preshared_key: None,
+            addresses: Vec::new(),
+            extra_allowed_ips: Vec::new(),
+            suite: Suite::default(),
+            endpoint: None,
+            persistent_keepalive_secs: 0,
+            enabled: true,
+            tags: Vec::new(),
+        }
+    }
+
     /// What the peer may send from and is sent to: its addresses, then the networks behind it.
     pub fn allowed_ips(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.addresses.iter().map(|&address| address.into()).chain(self.extra_allowed_ips.iter().copied())

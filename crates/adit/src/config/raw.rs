@@ -14,7 +14,7 @@ use super::diagnostic::{Complaint, Place, Report, Source, did_you_mean, unknown_
 /// A key of the configuration.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
-    /// The section: `gateway`, `log`, `ip`, or `peer` for the keys of each peer.
+    /// The section: `gateway`, `client`, `log`, `ip`, or `peer` for the keys of each peer.
     pub section: &'static str,
     /// The name in its section.
     pub name: &'static str,
@@ -72,6 +72,16 @@ pub const KEYS: &[Key] = &[
     key("gateway", "offload", Kind::Text, Some("auto"), "offloads of the kernel: auto or off"),
     key("gateway", "lanes", Kind::NumberOrText, Some("auto"), "threads that carry packets: auto or a number"),
     key("gateway", "inside_api", Kind::NumberOrText, Some("9585"), "port of the inside API, or off"),
+    key(
+        "client",
+        "kill_switch",
+        Kind::Text,
+        Some("auto"),
+        "auto, on or off: what belongs into the tunnel never leaves beside it; auto is on with a full tunnel",
+    ),
+    key("client", "allow_lan", Kind::Switch, Some("true"), "the networks around stay within reach"),
+    key("client", "lockdown", Kind::Switch, Some("false"), "nothing leaves beside the tunnel, from boot on"),
+    key("client", "carrier", Kind::Text, Some("auto"), "what carries messages: auto, udp, tcp, tls or wss"),
     key("ip", "services", Kind::List, None, "URLs that `adit ip` asks in turn"),
     key("log", "level", Kind::Text, Some("info"), "off, error, warn, info, debug or trace"),
     key("log", "format", Kind::Text, Some("text"), "text or json"),
@@ -91,6 +101,7 @@ pub const KEYS: &[Key] = &[
     key("peer", "endpoint", Kind::Text, None, "host:port of the peer, when it has a fixed one"),
     key("peer", "persistent_keepalive_secs", Kind::NumberOrText, Some("off"), "seconds between keepalives"),
     key("peer", "enabled", Kind::Switch, Some("true"), "false keeps the peer out"),
+    key("peer", "tags", Kind::List, None, "words that you sort peers by"),
 ];
 
 /// Who decided a value; the first of these that did so counts.
@@ -100,6 +111,8 @@ pub enum Origin {
     Flag(String),
     /// An environment variable.
     Environment(String),
+    /// The profile, at this line.
+    Profile(usize),
     /// The configuration file, at this line.
     File(usize),
     /// Nobody.
@@ -110,7 +123,7 @@ pub enum Origin {
 #[derive(Clone, Debug, Default)]
 pub struct Layers {
     /// `(section.name, flag, value)`.
-    pub flags: Vec<(&'static str, String, String)>,
+    pub flags: Vec<(String, String, String)>,
     /// Variables with their values.
     pub environment: Vec<(String, String)>,
 }
@@ -174,7 +187,7 @@ impl Layers {
 
     /// Adds a flag that sets `key` (`section.name`).
     pub fn flag(&mut self, key: &'static str, flag: &str, value: impl fmt::Display) {
-        self.flags.push((key, flag.to_owned(), value.to_string()));
+        self.flags.push((key.to_owned(), flag.to_owned(), value.to_string()));
     }
 }
 
@@ -216,7 +229,7 @@ impl RawConfig {
     }
 
     fn read_document(&mut self, table: &DeTable<'_>) {
-        const TOP: [&str; 5] = ["config_version", "gateway", "peer", "log", "ip"];
+        const TOP: [&str; 6] = ["config_version", "gateway", "peer", "client", "log", "ip"];
         for (name, value) in table.iter() {
             let span = value.span();
             match (name.get_ref().as_ref(), value.get_ref()) {
@@ -226,7 +239,7 @@ impl RawConfig {
                         _ => None,
                     }));
                 }
-                (section @ ("gateway" | "log" | "ip"), DeValue::Table(table)) => {
+                (section @ ("gateway" | "client" | "log" | "ip"), DeValue::Table(table)) => {
                     for (key, raw) in self.read_table(section, table) {
                         self.settings.insert(key.path(), raw);
                     }
@@ -244,7 +257,7 @@ impl RawConfig {
                         }
                     }
                 }
-                (section @ ("gateway" | "log" | "peer" | "ip"), _) => {
+                (section @ ("gateway" | "client" | "log" | "peer" | "ip"), _) => {
                     let place = Place::Span(name.span());
                     for key in KEYS.iter().filter(|key| key.section == section) {
                         let raw = Raw { items: None, place: place.clone(), origin: self.origin(&span) };
@@ -256,11 +269,14 @@ impl RawConfig {
                     let in_section = KEYS.iter().find(|key| key.name == unknown);
                     let fix = match (did_you_mean(unknown, TOP), in_section) {
                         (Some("peer"), _) => "did you mean `[[peer]]`?".to_owned(),
-                        (Some(word @ ("gateway" | "log" | "ip")), _) => format!("did you mean `[{word}]`?"),
+                        (Some(word @ ("gateway" | "client" | "log" | "ip")), _) => {
+                            format!("did you mean `[{word}]`?")
+                        }
                         (Some(word), _) => format!("did you mean `{word}`?"),
                         (None, Some(key)) => format!("move it below `[{}]`", key.section),
                         (None, None) => {
-                            "remove it; the sections are [gateway], [[peer]], [log] and [ip]".to_owned()
+                            "remove it; the sections are [gateway], [[peer]], [client], [log] and [ip]"
+                                .to_owned()
                         }
                     };
                     self.report.push(
@@ -362,8 +378,7 @@ impl RawConfig {
     fn read_flags(&mut self, layers: &Layers) {
         for (key, flag, value) in &layers.flags {
             let place = Place::Outside(format!("flag {flag}"));
-            self.settings
-                .insert((*key).to_owned(), Raw::new(value.clone(), place, Origin::Flag(flag.clone())));
+            self.settings.insert(key.clone(), Raw::new(value.clone(), place, Origin::Flag(flag.clone())));
         }
     }
 }
@@ -385,6 +400,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Flag(flag) => write!(f, "flag {flag}"),
             Self::Environment(name) => write!(f, "environment variable {name}"),
+            Self::Profile(line) => write!(f, "profile, line {line}"),
             Self::File(line) => write!(f, "file, line {line}"),
             Self::Default => f.write_str("default"),
         }
@@ -396,7 +412,7 @@ pub(super) fn find(section: &str, name: &str) -> Option<&'static Key> {
 }
 
 fn sections() -> impl Iterator<Item = &'static str> {
-    ["gateway", "log", "ip"].into_iter()
+    ["gateway", "client", "log", "ip"].into_iter()
 }
 
 fn variable(section: &str, name: &str) -> String {

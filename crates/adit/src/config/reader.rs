@@ -10,6 +10,7 @@ use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use zeroize::Zeroizing;
 
+use super::client;
 use super::diagnostic::{Complaint, Place, Report};
 use super::host_port::parse_listen;
 use super::raw::{Item, KEYS, Raw, RawConfig, RawPeer, find};
@@ -24,15 +25,16 @@ use crate::log::LogOptions;
 use crate::private_file;
 
 pub(super) fn config(raw: RawConfig) -> Result<Config, Report> {
-    let mut reader = Reader { raw, settings: Vec::new() };
+    let mut reader = Reader::new(raw);
     reader.version();
     let gateway = reader.gateway();
     let log = reader.log_options();
     let ip_services = reader.ip_services();
+    let client = client::take(&mut reader);
     let peers = reader.peers(gateway.as_ref());
     let Reader { raw, mut settings } = reader;
     settings.sort_by_key(|setting| KEYS.iter().position(|key| key.path() == setting.key));
-    let config = gateway.zip(peers).zip(log.zip(ip_services));
+    let config = gateway.zip(peers).zip(log.zip(ip_services)).filter(|_| client.is_some());
     raw.report.into_result(config.map(|((gateway, peers), (log, ip_services))| Config {
         gateway,
         peers,
@@ -43,24 +45,34 @@ pub(super) fn config(raw: RawConfig) -> Result<Config, Report> {
 }
 
 pub(super) fn ip_services(raw: RawConfig) -> Result<Vec<ServiceUrl>, Report> {
-    let mut reader = Reader { raw, settings: Vec::new() };
+    let mut reader = Reader::new(raw);
     let services = reader.ip_services();
     reader.raw.report.into_result(services)
 }
 
 pub(super) fn log(raw: RawConfig) -> Result<LogOptions, Report> {
-    let mut reader = Reader { raw, settings: Vec::new() };
+    let mut reader = Reader::new(raw);
     let log = reader.log_options();
     reader.raw.report.into_result(log)
 }
 
-struct Reader {
+/// Takes key after key; what is wrong with one goes into the report of `raw`.
+pub(super) struct Reader {
     raw: RawConfig,
     settings: Vec<Setting>,
 }
 
 impl Reader {
-    fn version(&mut self) {
+    pub(super) fn new(raw: RawConfig) -> Self {
+        Self { raw, settings: Vec::new() }
+    }
+
+    /// What was wrong, and who decided what.
+    pub(super) fn finish(self) -> (Report, Vec<Setting>) {
+        (self.raw.report, self.settings)
+    }
+
+    pub(super) fn version(&mut self) {
         let Some(raw) = self.raw.version.take() else {
             if self.raw.is_damaged {
                 return;
@@ -130,38 +142,20 @@ impl Reader {
         })
     }
 
-    /// Each item may name several, so that a variable and a flag can name as many as the file.
     fn ip_services(&mut self) -> Option<Vec<ServiceUrl>> {
         let path = "ip.services";
-        let Some(raw) = self.raw.settings.remove(path) else {
-            let value = String::new();
-            self.settings.push(Setting { key: path.to_owned(), value, origin: Origin::Default });
-            return Some(ServiceUrl::usual());
-        };
-        let items = raw.items?;
-        let value = items.iter().map(|item| item.text.as_str()).collect::<Vec<_>>().join(" ");
-        self.settings.push(Setting { key: path.to_owned(), value, origin: raw.origin });
-        let mut services = Vec::new();
-        let mut is_right = true;
-        for item in &items {
-            let words = item.text.split([' ', ',', '\t', '\n']).filter(|word| !word.is_empty());
-            for word in words {
-                match word.parse() {
-                    Ok(service) => services.push(service),
-                    Err(complaint) => {
-                        self.raw.report.push(item.place.clone(), complaint);
-                        is_right = false;
-                    }
-                }
+        let place = self.raw.settings.get(path).map(|raw| raw.place.clone());
+        let services = self.words(path, str::parse)?;
+        match place {
+            None => Some(ServiceUrl::usual()),
+            Some(_) if (1..=ServiceUrl::MOST).contains(&services.len()) => Some(services),
+            Some(place) => {
+                let reason = format!("these are {} services", services.len());
+                let fix = format!("name 1 to {}, or remove the key for the usual ones", ServiceUrl::MOST);
+                self.raw.report.push(place, Complaint::new(reason, fix));
+                None
             }
         }
-        if is_right && !(1..=ServiceUrl::MOST).contains(&services.len()) {
-            let reason = format!("these are {} services", services.len());
-            let fix = format!("name 1 to {}, or remove the key for the usual ones", ServiceUrl::MOST);
-            self.raw.report.push(raw.place, Complaint::new(reason, fix));
-            is_right = false;
-        }
-        is_right.then_some(services)
     }
 
     fn log_options(&mut self) -> Option<LogOptions> {
@@ -212,6 +206,7 @@ impl Reader {
         let enabled = self.peer_value(&mut raw, "enabled", parse_switch);
         let addresses = self.list(&mut raw, "addresses", |text| parse_lease(text, gateway));
         let allowed_ips = self.list(&mut raw, "allowed_ips", parse_allowed_ip);
+        let tags = self.list(&mut raw, "tags", parse_tag);
 
         let label = name.as_ref().map_or("another peer".to_owned(), |(name, _)| format!("peer `{name}`"));
         if let Some((name, place)) = &name {
@@ -242,6 +237,7 @@ impl Reader {
             endpoint: endpoint?,
             persistent_keepalive_secs: keepalive?.unwrap_or_default(),
             enabled: enabled?.unwrap_or(true),
+            tags: tags?.into_iter().map(|(tag, _)| tag).collect(),
         })
     }
 
@@ -261,12 +257,20 @@ impl Reader {
     }
 
     /// A key that has a default.
-    fn setting<T>(&mut self, path: &str, parse: impl Fn(&str) -> Result<T, Complaint>) -> Option<T> {
+    pub(super) fn setting<T>(
+        &mut self,
+        path: &str,
+        parse: impl Fn(&str) -> Result<T, Complaint>,
+    ) -> Option<T> {
         self.optional(path, parse)?
     }
 
     /// A key that may be absent: `None` is an error that is in the report now.
-    fn optional<T>(&mut self, path: &str, parse: impl Fn(&str) -> Result<T, Complaint>) -> Option<Option<T>> {
+    pub(super) fn optional<T>(
+        &mut self,
+        path: &str,
+        parse: impl Fn(&str) -> Result<T, Complaint>,
+    ) -> Option<Option<T>> {
         let key = KEYS.iter().find(|key| key.path() == path)?;
         let given = self.raw.settings.remove(path);
         let default = || key.default.map(|text| Raw::new(text.to_owned(), Place::File, Origin::Default));
@@ -286,6 +290,36 @@ impl Reader {
             None => Some(None),
             Some(item) => self.parse(item, parse).map(Some),
         }
+    }
+
+    /// A list. Each item may name several, so that a variable and a flag can name as many as the file.
+    pub(super) fn words<T>(
+        &mut self,
+        path: &str,
+        parse: impl Fn(&str) -> Result<T, Complaint>,
+    ) -> Option<Vec<T>> {
+        let key = KEYS.iter().find(|key| key.path() == path)?;
+        let default = || key.default.map(|text| Raw::new(text.to_owned(), Place::File, Origin::Default));
+        let raw = self.raw.settings.remove(path).or_else(default);
+        let origin = raw.as_ref().map_or(Origin::Default, |raw| raw.origin.clone());
+        let items = raw.map_or_else(|| Some(Vec::new()), |raw| raw.items)?;
+        let value = items.iter().map(|item| item.text.as_str()).collect::<Vec<_>>().join(" ");
+        self.settings.push(Setting { key: key.path(), value, origin });
+        let mut words = Vec::new();
+        let mut is_right = true;
+        for item in &items {
+            let texts = item.text.split([' ', ',', '\t', '\n']).filter(|text| !text.is_empty());
+            for text in texts {
+                match parse(text) {
+                    Ok(word) => words.push(word),
+                    Err(complaint) => {
+                        self.raw.report.push(item.place.clone(), complaint);
+                        is_right = false;
+                    }
+                }
+            }
+        }
+        is_right.then_some(words)
     }
 
     fn place(&self, path: &str) -> Place {
@@ -467,6 +501,14 @@ fn parse_lease(text: &str, gateway: Option<&Gateway>) -> Result<IpAddr, Complain
         return Ok(address);
     };
     Err(Complaint::new(format!("{address} is the address of {taken}"), "choose another address"))
+}
+
+/// A word that peers are sorted by.
+pub(crate) fn parse_tag(text: &str) -> Result<String, Complaint> {
+    let name: super::PeerName = text.parse().map_err(|complaint: Complaint| {
+        Complaint::new(format!("`{}` is no tag", super::diagnostic::escape(text)), complaint.fix)
+    })?;
+    Ok(name.to_string())
 }
 
 pub(super) fn parse_allowed_ip(text: &str) -> Result<IpNet, Complaint> {

@@ -378,6 +378,7 @@ fn peers_are_added_and_removed_with_every_comment_kept() {
         endpoint: Some("host:1".parse().unwrap()),
         persistent_keepalive_secs: 7,
         enabled: false,
+        tags: vec!["a".to_owned(), "b.c".to_owned()],
     };
     let mut document = Document::open(&path).unwrap();
     document.add_peer(&peer).unwrap();

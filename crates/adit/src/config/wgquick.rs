@@ -1,7 +1,8 @@
 //! wg-quick's `.conf` files (`wg-quick(8)`, `wg(8)`), read as they are and written.
 //!
 //! Keys of our own stand in comments, so that the same file loads in a stock WireGuard app:
-//! `# adit: suite = aes-256-gcm`, `# adit: name = home` and `# adit: inside_api = 10.86.0.1:9585`, all below `[Peer]`.
+//! `# adit: suite = aes-256-gcm`, `# adit: name = home` and `# adit: inside_api = 10.86.0.1:9585` below `[Peer]`, and the
+//! keys of a client ([`ClientSettings`](super::ClientSettings)) below `[Interface]`.
 
 mod parse;
 #[cfg(test)]
@@ -17,7 +18,7 @@ use adit_proto::suite::Suite;
 use ipnet::IpNet;
 use zeroize::Zeroizing;
 
-use super::{Mtu, PeerName, Report, Source};
+use super::{Mtu, PeerName, ProfileSetting, Report, Source};
 use crate::endpoint::HostPort;
 use crate::keys;
 
@@ -54,6 +55,8 @@ pub struct Interface {
     pub hooks: Vec<Hook>,
     /// wg-quick would write the file again on `down`; adit never does.
     pub save_config: bool,
+    /// Settings of the client (our own keys).
+    pub settings: Vec<ProfileSetting>,
 }
 
 /// A `[Peer]` section.
@@ -120,6 +123,41 @@ pub enum Hooks {
     Refused,
 }
 
+impl Interface {
+    /// The section that says nothing but the key.
+    pub fn new(private_key: StaticSecret) -> Self {
+        Self {
+            private_key,
+            addresses: Vec::new(),
+            dns: Vec::new(),
+            search_domains: Vec::new(),
+            mtu: Mtu::Auto,
+            table: Table::Auto,
+            fwmark: None,
+            listen_port: 0,
+            hooks: Vec::new(),
+            save_config: false,
+            settings: Vec::new(),
+        }
+    }
+}
+
+impl PeerSection {
+    /// The section that says nothing but the key.
+    pub fn new(public_key: PublicKey) -> Self {
+        Self {
+            name: None,
+            suite: Suite::default(),
+            public_key,
+            preshared_key: None,
+            allowed_ips: Vec::new(),
+            endpoint: None,
+            persistent_keepalive_secs: 0,
+            inside_api: Vec::new(),
+        }
+    }
+}
+
 impl WgQuick {
     /// Reads the file at `path`, which others must not be able to read.
     ///
@@ -145,8 +183,10 @@ impl WgQuick {
         let interface = &self.interface;
         let hooks = interface.hooks.iter().map(|hook| hook.command.len() + 16).sum::<usize>();
         let domains = interface.search_domains.iter().map(|domain| domain.len() + 2).sum::<usize>();
+        let settings = interface.settings.iter().map(|setting| setting.value.len() + 48).sum::<usize>();
         let lists = interface.addresses.len() + interface.dns.len();
-        let mut text = Zeroizing::new(String::with_capacity(1024 + 64 * (entries + lists) + hooks + domains));
+        let mut text =
+            Zeroizing::new(String::with_capacity(1024 + 64 * (entries + lists) + hooks + domains + settings));
         // Writing to a string cannot fail.
         let _ = write_interface(&mut text, interface);
         for peer in &self.peers {
@@ -173,6 +213,9 @@ impl HookTime {
 
 fn write_interface(out: &mut String, interface: &Interface) -> fmt::Result {
     out.push_str("[Interface]\n");
+    for setting in &interface.settings {
+        writeln!(out, "# adit: {} = {}", setting.name, setting.value)?;
+    }
     writeln!(out, "PrivateKey = {}", keys::secret_text(interface.private_key.as_bytes()).as_str())?;
     write_list(out, "Address", interface.addresses.iter())?;
     let servers = interface.dns.iter().map(ToString::to_string);

@@ -98,15 +98,10 @@ mod tests {
 
     fn peer(number: u8) -> Peer {
         Peer {
-            name: format!("peer{number}").parse().unwrap(),
-            public_key: PublicKey([number; 32]),
             preshared_key: Some(PresharedKey::from_bytes([number; 32])),
             addresses: vec![[10, 86, 0, number].into()],
-            extra_allowed_ips: Vec::new(),
             suite: Suite::Aes256Gcm,
-            endpoint: None,
-            persistent_keepalive_secs: 0,
-            enabled: true,
+            ..Peer::new(format!("peer{number}").parse().unwrap(), PublicKey([number; 32]))
         }
     }
 

@@ -45,6 +45,12 @@ impl Callers {
         self.forwarding.path_of(address.to_canonical()).map(|path| path.public_key)
     }
 
+    /// The key of the invited that alone may send from `address`; it is no peer yet.
+    pub(super) fn invited_at(&self, address: IpAddr) -> Option<PublicKey> {
+        let key = self.key_of(address)?;
+        self.wanted.borrow().invited.contains(&key).then_some(key)
+    }
+
     /// The peer that alone may send from `address`, and where it is now.
     pub(super) fn at(&self, address: IpAddr) -> Option<Caller> {
         let path = self.forwarding.path_of(address.to_canonical())?;

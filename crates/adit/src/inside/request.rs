@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::caller::{Caller, Callers};
+use super::enrolment::{self, Enrolment};
 use super::seats::Seats;
 use super::transfer::{self, Size};
 
@@ -29,25 +30,25 @@ const BUFFER_BYTES_MAX: usize = 128 * 1024;
 /// The longest transfer, and time to end it. One request is all that a connection carries.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(transfer::SECONDS_MAX + 10);
 
-type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 /// Where requests are answered, whichever address they come to.
 #[derive(Debug)]
 pub(super) struct Desk {
     connections: Seats,
     transfers: Seats,
-}
-
-impl Default for Desk {
-    fn default() -> Self {
-        Self {
-            connections: Seats::new(CONNECTIONS_OF_A_PEER, CONNECTIONS_IN_ALL),
-            transfers: Seats::new(TRANSFERS_OF_A_PEER, TRANSFERS_IN_ALL),
-        }
-    }
+    enrolment: Enrolment,
 }
 
 impl Desk {
+    pub(super) fn new(enrolment: Enrolment) -> Self {
+        Self {
+            connections: Seats::new(CONNECTIONS_OF_A_PEER, CONNECTIONS_IN_ALL),
+            transfers: Seats::new(TRANSFERS_OF_A_PEER, TRANSFERS_IN_ALL),
+            enrolment,
+        }
+    }
+
     /// Talks with a peer; hangs up on everybody else, and on a peer that talks with us enough already.
     pub(super) fn welcome(
         self: &Arc<Self>,
@@ -92,19 +93,26 @@ impl Desk {
         at: SocketAddr,
         callers: &Callers,
     ) -> Answer {
+        if let Err(reason) = check_sender(request.headers(), at) {
+            return refusal(StatusCode::FORBIDDEN, reason);
+        }
+        if let Some(invited) = callers.invited_at(from.ip()) {
+            return match (request.method(), request.uri().path()) {
+                (&Method::POST, enrolment::PATH) => self.enrolment.answer(request, invited).await,
+                _ => refusal(StatusCode::FORBIDDEN, "you are no peer of this gateway yet"),
+            };
+        }
         // Who was removed since the connection began is nobody now.
         let Some(caller) = callers.at(from.ip()) else {
             return refusal(StatusCode::FORBIDDEN, "you are no peer of this gateway");
         };
-        if let Err(reason) = check_sender(request.headers(), at) {
-            return refusal(StatusCode::FORBIDDEN, reason);
-        }
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/v1/whoami") => page(StatusCode::OK, &whoami(&caller)),
             (&Method::GET, "/v1/download") => self.download(request.uri().query(), &caller),
             (&Method::POST, "/v1/upload") => self.upload(request.into_body(), &caller).await,
             (_, "/v1/whoami" | "/v1/download") => wrong_method("GET"),
             (_, "/v1/upload") => wrong_method("POST"),
+            (_, enrolment::PATH) => refusal(StatusCode::FORBIDDEN, "you are a peer of this gateway already"),
             _ => refusal(StatusCode::NOT_FOUND, "there is /v1/whoami, /v1/download and /v1/upload"),
         }
     }
@@ -169,7 +177,11 @@ fn whoami(caller: &Caller) -> Value {
 }
 
 fn page(status: StatusCode, value: &Value) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(format!("{value}\n"))).boxed_unsync());
+    page_of(status, Bytes::from(format!("{value}\n")))
+}
+
+pub(super) fn page_of(status: StatusCode, json: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(json).boxed_unsync());
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -177,7 +189,7 @@ fn page(status: StatusCode, value: &Value) -> Answer {
     answer
 }
 
-fn refusal(status: StatusCode, reason: &str) -> Answer {
+pub(super) fn refusal(status: StatusCode, reason: &str) -> Answer {
     page(status, &json!({"schema": 1, "error": reason}))
 }
 

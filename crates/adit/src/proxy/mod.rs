@@ -21,7 +21,7 @@ mod target;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -40,6 +40,7 @@ use crate::config::wgquick::{Hooks, WgQuick};
 use crate::daemon;
 use crate::home::Home;
 use crate::log::LogOptions;
+use crate::profile::{self, ForVerb};
 use crate::tunnel::{Link, Tunnel};
 
 /// What `adit proxy` is told.
@@ -76,7 +77,8 @@ pub fn run(home: &Home, args: &ProxyArgs, log: &LogOptions) -> anyhow::Result<Ex
     }
     args.refuse_open_doors()?;
     let credentials = args.auth.as_ref().map(Credentials::load).transpose()?;
-    let file = WgQuick::load(&profile(home, args.profile.as_deref())?, Hooks::Allowed)?;
+    let file =
+        WgQuick::load(&profile::find(home, args.profile.as_deref(), ForVerb("proxy", ""))?, Hooks::Allowed)?;
     crate::log::start(log)?;
     adit_io::sys::keep_large_blocks_apart();
     let descriptors = adit_io::sys::raise_descriptor_limit().context("cannot ask for more descriptors")?;
@@ -85,34 +87,6 @@ pub fn run(home: &Home, args: &ProxyArgs, log: &LogOptions) -> anyhow::Result<Ex
     // Whoever still talks is cut off; nothing is left to wait for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(ExitCode::SUCCESS)
-}
-
-/// The file that is meant: as named, or the only one there is.
-fn profile(home: &Home, named: Option<&Path>) -> anyhow::Result<PathBuf> {
-    if let Some(named) = named {
-        return Ok(home.profile(named));
-    }
-    let directory = &home.config_dir;
-    let mut found: Vec<PathBuf> = std::fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "conf"))
-        .collect();
-    found.sort();
-    match found.as_slice() {
-        [only] => Ok(only.clone()),
-        [] => bail!(
-            "there is no profile in {}; name a wg-quick file: `adit proxy FILE.conf`",
-            directory.display()
-        ),
-        several => {
-            let names: Vec<_> =
-                several.iter().filter_map(|path| path.file_stem()).map(|it| it.to_string_lossy()).collect();
-            bail!("there are several profiles in {}; name one: {}", directory.display(), names.join(", "))
-        }
-    }
 }
 
 impl ProxyArgs {

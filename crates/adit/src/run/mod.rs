@@ -30,7 +30,6 @@ use anyhow::{Context, bail};
 
 use self::layout::Layout;
 use self::room::Room;
-use crate::home::Home;
 use crate::log::LogOptions;
 
 /// What `adit run` was asked.
@@ -82,51 +81,7 @@ pub fn run(options: &RunOptions) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The only wg-quick file beside `adit.toml`, for who names none.
-///
-/// # Errors
-/// There is none, or several.
-pub fn only_profile(home: &Home) -> anyhow::Result<PathBuf> {
-    let is_profile = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "conf");
-    let entries = std::fs::read_dir(&home.config_dir).into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_profile).collect();
-    found.sort();
-    let name = |path: &PathBuf| path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    match found.as_slice() {
-        [only] => Ok(only.clone()),
-        [] => bail!(
-            "there is no profile in {}; name a file: `adit run FILE.conf -- CMD`",
-            home.config_dir.display()
-        ),
-        several => bail!(
-            "there are several profiles in {}: {}; name one: `adit run {} -- CMD`",
-            home.config_dir.display(),
-            several.iter().map(name).collect::<Vec<_>>().join(", "),
-            name(&several[0])
-        ),
-    }
-}
-
 /// A warning on stderr, before the command owns it.
 fn warn(text: &str) {
     eprintln!("adit run: warning: {text}");
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_profile_need_not_be_named_when_there_is_only_one() {
-        let directory = tempfile::tempdir().unwrap();
-        let home = Home::new(Some(directory.path())).unwrap();
-        assert!(only_profile(&home).unwrap_err().to_string().contains("no profile"));
-        let first = directory.path().join("first.conf");
-        std::fs::write(&first, "").unwrap();
-        std::fs::write(directory.path().join("adit.toml"), "").unwrap();
-        assert_eq!(only_profile(&home).unwrap(), first);
-        std::fs::write(directory.path().join("second.conf"), "").unwrap();
-        let error = only_profile(&home).unwrap_err().to_string();
-        assert!(error.contains("first, second") && error.contains("`adit run first -- CMD`"), "{error}");
-    }
 }

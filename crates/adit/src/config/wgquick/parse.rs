@@ -9,11 +9,12 @@ use adit_proto::suite::Suite;
 use ipnet::IpNet;
 
 use super::{Hook, HookTime, Hooks, Interface, PeerSection, Table, WgQuick};
+use crate::config::client::{accept, client_keys};
 use crate::config::diagnostic::{Complaint, Place, Report, Source, did_you_mean, unknown_name};
 use crate::config::host_port::{is_name, port_number};
 use crate::config::reader::parse_prefix;
 use crate::config::value::{parse_fwmark, parse_keepalive, parse_mtu, parse_suite, parse_switch};
-use crate::config::{Mtu, PeerName};
+use crate::config::{Key, Kind, Mtu, PeerName, ProfileSetting};
 use crate::keys::{self, KeyError};
 
 const INTERFACE_KEYS: [&str; 12] = [
@@ -90,6 +91,7 @@ struct InterfaceRest {
     listen_port: u16,
     hooks: Vec<Hook>,
     save_config: bool,
+    settings: Vec<ProfileSetting>,
 }
 
 struct PeerDraft {
@@ -246,12 +248,16 @@ impl Parser {
         };
         let key = setting.slice(0, equals).trim();
         let value = setting.slice(equals + 1, setting.text.len()).trim();
+        if let Some(known) = client_keys().find(|known| known.name.eq_ignore_ascii_case(key.text)) {
+            return self.client_setting(known, key, value);
+        }
         let Some(name) = known(key.text, &OWN_KEYS) else {
-            let fix = match did_you_mean(key.text, OWN_KEYS) {
+            let names = || OWN_KEYS.into_iter().chain(client_keys().map(|key| key.name));
+            let fix = match did_you_mean(key.text, names()) {
                 Some(word) => format!("did you mean `{word}`?"),
-                None => "the settings are `suite`, `name` and `inside_api`".to_owned(),
+                None => format!("the settings are {}", names().collect::<Vec<_>>().join(", ")),
             };
-            return self.error(key, &format!("unknown setting `{}`", key.text), fix);
+            return self.error(key, &format!("unknown setting `{}`", unknown_name(key.text)), fix);
         };
         let Section::Peer = self.section else {
             return self.error(key, &format!("`{name}` belongs to a peer"), "move the line below [Peer]");
@@ -266,6 +272,31 @@ impl Parser {
             _ => draft.suite = self.value(value, parse_suite).unwrap_or_default(),
         }
         self.peers.push(draft);
+    }
+
+    fn client_setting(&mut self, known: &'static Key, key: Piece<'_>, value: Piece<'_>) {
+        let Section::Interface = self.section else {
+            let reason = format!("`{}` belongs to the client", known.name);
+            return self.error(key, &reason, "move the line below [Interface]");
+        };
+        let Some(mut draft) = self.interface.take() else { return };
+        if !draft.seen.insert(known.name) && known.kind != Kind::List {
+            self.second(key, known.name);
+        }
+        let is_right = match known.kind {
+            Kind::List => self.list(value, |text| accept(known.name, text)).len() == value.items().count(),
+            _ => self.value(value, |text| accept(known.name, text)).is_some(),
+        };
+        if is_right {
+            let source = self.report.source();
+            let place = (source.name().to_owned(), source.line(key.at));
+            draft.rest.settings.push(ProfileSetting {
+                name: known.name,
+                value: value.text.to_owned(),
+                place,
+            });
+        }
+        self.interface = Some(draft);
     }
 
     fn hook(&mut self, when: HookTime, key: Piece<'_>, value: Piece<'_>) -> Option<Hook> {
@@ -304,6 +335,7 @@ impl Parser {
             listen_port: rest.listen_port,
             hooks: rest.hooks,
             save_config: rest.save_config,
+            settings: rest.settings,
         });
         let file = interface.zip(peers).map(|(interface, peers)| WgQuick { interface, peers });
         self.report.into_result(file)

@@ -234,10 +234,17 @@ fn an_interface() -> impl Strategy<Value = Interface> {
         prop::collection::vec(any::<IpAddr>(), 0..3),
         prop::collection::vec("[a-z][a-z0-9-]{0,10}(\\.[a-z]{2,5})?", 0..3),
         (mtu, table, any::<Option<u32>>(), any::<u16>(), any::<bool>()),
-        prop::collection::vec(hook, 0..4),
+        (prop::collection::vec(hook, 0..4), a_profile_s_settings()),
     )
         .prop_map(
-            |(key, addresses, dns, search_domains, (mtu, table, fwmark, listen_port, save_config), hooks)| {
+            |(
+                key,
+                addresses,
+                dns,
+                search_domains,
+                (mtu, table, fwmark, listen_port, save_config),
+                (hooks, settings),
+            )| {
                 let private_key = StaticSecret::from_bytes(key);
                 Interface {
                     private_key,
@@ -250,9 +257,22 @@ fn an_interface() -> impl Strategy<Value = Interface> {
                     listen_port,
                     hooks,
                     save_config,
+                    settings,
                 }
             },
         )
+}
+
+fn a_profile_s_settings() -> impl Strategy<Value = Vec<ProfileSetting>> {
+    let carrier = prop::sample::select(vec!["auto", "udp", "tcp", "tls", "wss"]);
+    proptest::option::of(carrier).prop_map(|carrier| {
+        let setting = |value: &str| ProfileSetting {
+            name: "carrier",
+            value: value.to_owned(),
+            place: ("wg0.conf".to_owned(), 2),
+        };
+        carrier.map(setting).into_iter().collect()
+    })
 }
 
 #[test]

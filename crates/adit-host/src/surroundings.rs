@@ -1,0 +1,68 @@
+//! What a host reaches without us: networks that ours must not clash with, and the way to the internet.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::address;
+use crate::error::HostError;
+use crate::link;
+use crate::netlink::Netlink;
+use crate::plan::MAIN_TABLE;
+use crate::route;
+
+const LOCAL_TABLE: u32 = 255;
+
+/// What a host has around it, in its network namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// Every network that it has an address in or a route to, in whatever table, and by which interface. Default routes,
+    /// loopback and link-local networks are left out.
+    pub networks: Vec<(IpNet, String)>,
+    /// The interfaces that default routes leave by, IPv4 first.
+    pub uplinks: Vec<String>,
+}
+
+/// Looks around.
+pub fn surroundings() -> Result<Surroundings, HostError> {
+    let mut netlink = Netlink::open()?;
+    let links = link::list(&mut netlink)?;
+    let name = |index: Option<u32>| {
+        let found = links.iter().find(|link| Some(link.index) == index);
+        found.map_or_else(|| "a route".to_owned(), |link| link.name.clone())
+    };
+    let mut around = Surroundings::default();
+    for found in address::list(&mut netlink)? {
+        around.add(found.address.trunc(), name(Some(found.index)));
+    }
+    let mut defaults = Vec::new();
+    for found in route::list(&mut netlink)? {
+        if found.table == LOCAL_TABLE {
+            continue;
+        }
+        if found.destination.prefix_len() > 1 {
+            around.add(found.destination.trunc(), name(found.oif));
+        } else if found.table == MAIN_TABLE && found.unicast {
+            defaults.push((found.destination.addr().is_ipv6(), found.metric, name(found.oif)));
+        }
+    }
+    defaults.sort();
+    for (_, _, uplink) in defaults {
+        if !around.uplinks.contains(&uplink) {
+            around.uplinks.push(uplink);
+        }
+    }
+    Ok(around)
+}
+
+impl Surroundings {
+    fn add(&mut self, network: IpNet, by: String) {
+        let is_nobodys = match network.addr() {
+            IpAddr::V4(it) => it.is_loopback() || it.is_link_local() || it.is_multicast(),
+            IpAddr::V6(it) => it.is_loopback() || it.is_unicast_link_local() || it.is_multicast(),
+        };
+        if !is_nobodys && self.networks.iter().all(|(known, _)| *known != network) {
+            self.networks.push((network, by));
+        }
+    }
+}
