@@ -209,6 +209,12 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent to the peer.
     pub tx_bytes: u64,
+    /// Messages received from the peer.
+    pub rx_packets: u64,
+    /// Messages sent to the peer.
+    pub tx_packets: u64,
+    /// The session in use, by our index, and how many messages the peer has sent under it, lost ones included.
+    pub numbered: Option<(u32, u64)>,
     /// Whether the peer has a keypair that can send now.
     pub has_session: bool,
     /// The round trip of the last handshake we started.

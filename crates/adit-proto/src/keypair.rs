@@ -124,6 +124,11 @@ impl Keypair {
         Ok(packet)
     }
 
+    /// How many messages the peer has numbered so far, by the newest that authenticated.
+    pub fn numbered(&self) -> u64 {
+        self.replay.lock().unwrap_or_else(PoisonError::into_inner).numbered()
+    }
+
     /// Whether sending under this key calls for a new session (WireGuard paper section 6.2;
     /// the block limit holds for either role). True once, until [`Self::rekey_lost`].
     pub fn rekey_after_sending(&self, now: Instant) -> bool {

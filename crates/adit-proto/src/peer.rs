@@ -81,6 +81,7 @@ impl Peer {
 
     pub(crate) fn status(&self, now: Instant) -> PeerStatus {
         let (rx_bytes, tx_bytes) = self.path.traffic.bytes();
+        let (rx_packets, tx_packets) = self.path.traffic.packets();
         PeerStatus {
             public_key: self.path.public_key,
             suite: self.path.suite,
@@ -93,6 +94,9 @@ impl Peer {
             timestamps: self.timestamps,
             rx_bytes,
             tx_bytes,
+            rx_packets,
+            tx_packets,
+            numbered: self.path.current().map(|keypair| (keypair.local_index, keypair.numbered())),
             has_session: self.path.current().is_some_and(|keypair| keypair.is_usable(now)),
             handshake_rtt: self.handshake_rtt,
             staged: self.path.staged_len(),

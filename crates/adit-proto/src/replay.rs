@@ -30,6 +30,11 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
+    /// One more than the newest committed counter; 0 before the first.
+    pub fn numbered(&self) -> u64 {
+        self.next
+    }
+
     /// Whether [`Self::commit`] would accept `counter` now.
     pub fn would_accept(&self, counter: u64) -> bool {
         let (slot, bit) = position(counter);

@@ -11,6 +11,7 @@ use crate::client::{self, UpOptions};
 use crate::config::diagnostic::escape;
 use crate::config::name::{InterfaceName, PeerName};
 use crate::config::{self, ClientFlags, Complaint, Config, Layers, Report};
+use crate::events::{self, EventsArgs};
 use crate::home::Home;
 use crate::log::LogOptions;
 use crate::profile::{self, ForVerb};
@@ -62,8 +63,8 @@ pub struct Global {
     /// How log lines look
     #[arg(long, value_name = "FORMAT", global = true, value_parser = ["text", "json"])]
     log_format: Option<String>,
-    /// Log to a file, not to standard error
-    #[arg(long, value_name = "PATH", global = true)]
+    /// Log to a file or to journald, not to standard error
+    #[arg(long, value_name = "PATH|journald", global = true)]
     log_file: Option<PathBuf>,
     /// Colours: auto heeds the terminal and NO_COLOR
     #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
@@ -132,6 +133,8 @@ enum Verb {
         #[arg(long)]
         json: bool,
     },
+    /// Show who connected, left, was enrolled or refused
+    Events(EventsArgs),
     /// Measure the tunnel to the gateway, and what limits it
     Bench(bench::BenchArgs),
     /// Show the address the world sees, and whether it is your own
@@ -317,12 +320,15 @@ impl Cli {
             Verb::Invite(args) => invite::run(&home, &args, &layers),
             Verb::Join(args) => join::run(&home.of_user(), &args),
             Verb::Up { file, foreground, allow_hooks, settings } => {
-                let log = Config::log_without_file(&layers)?;
+                let log = Config::log(&home, &layers)?;
                 let file = profile::find(&home, file.as_deref(), ForVerb("up", ""))?;
                 let layers = settings.over(layers);
                 client::up(&home, &UpOptions { file, foreground, allow_hooks, layers, log })
             }
-            Verb::Proxy(args) => proxy::run(&home.of_user(), &args, &Config::log_without_file(&layers)?),
+            Verb::Proxy(args) => {
+                let home = home.of_user();
+                proxy::run(&home, &args, &Config::log(&home, &layers)?)
+            }
             Verb::Run { file, command } => {
                 let home = home.of_user();
                 let file = profile::find(&home, file.as_deref(), ForVerb("run", " -- CMD"))?;
@@ -334,6 +340,7 @@ impl Cli {
             }
             Verb::Down { name } => client::down(&home, name.as_deref()),
             Verb::Status { interface, json } => status::run(&home, interface.as_deref(), json),
+            Verb::Events(args) => events::run(&home, &args),
             Verb::Bench(args) => bench::run(&home, &args),
             Verb::Ip(args) => ip::run(&home, &args, layers),
             Verb::Wg { interface, foreground } => {
@@ -376,9 +383,12 @@ impl Verb {
             Self::Ip(_) => true,
             // The process becomes the command, which may dump core; the one that reads the keys sees to itself.
             Self::Run { .. } => false,
-            Self::Down { .. } | Self::Status { .. } | Self::Bench(_) | Self::Demo(_) | Self::Check { .. } => {
-                false
-            }
+            Self::Down { .. }
+            | Self::Status { .. }
+            | Self::Events(_)
+            | Self::Bench(_)
+            | Self::Demo(_)
+            | Self::Check { .. } => false,
             Self::Version { .. } | Self::Completions { .. } | Self::Man { .. } | Self::Lab { .. } => false,
         }
     }
@@ -398,7 +408,9 @@ impl Global {
             layers.flag("log.format", "--log-format", format);
         }
         if let Some(file) = &self.log_file {
-            let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+            let is_word = ["-", "journald"].iter().any(|word| file.as_os_str() == *word);
+            let rooted = std::path::absolute(file).ok().filter(|_| !is_word);
+            let file = rooted.unwrap_or_else(|| file.clone());
             layers.flag("log.file", "--log-file", file.display());
         }
         layers

@@ -28,11 +28,12 @@ use crate::daemon::{self, PidFile, Readiness, Start};
 use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::endpoint::{self, ResolveError};
+use crate::events::EventLog;
 use crate::gateway::{IPV6_OFF, prefix_of};
 use crate::heard::{Heard, HeardFile};
 use crate::home::Home;
 use crate::instance::{Instance, Wake};
-use crate::log::LogOptions;
+use crate::log::{LogOptions, LogTarget};
 use crate::privilege;
 use crate::socket::PrivateSocket;
 use crate::status::Role;
@@ -64,14 +65,15 @@ pub fn up(home: &Home, options: &UpOptions) -> anyhow::Result<ExitCode> {
     let settings = ClientSettings::load(home, &options.layers, Some(&file))?;
     home.create()?;
     let mut log = options.log.clone().rooted();
-    if !options.foreground && log.file.is_none() {
-        log.file = Some(home.state_dir.join(format!("{interface}.log")));
+    if !options.foreground && log.to == LogTarget::Stderr {
+        log.to = LogTarget::File(home.state_dir.join(format!("{interface}.log")));
     }
     match daemon::start(options.foreground)? {
         Start::Launched(code) => Ok(code),
         Start::Run(readiness) => {
             crate::log::start(&log)?;
-            serve(home, interface.as_str(), file, settings, readiness)
+            let events = EventLog::new(home, log.events);
+            serve(home, interface.as_str(), file, settings, events, readiness)
         }
     }
 }
@@ -81,9 +83,11 @@ fn serve(
     interface: &str,
     file: WgQuick,
     settings: ClientSettings,
+    events: EventLog,
     readiness: Readiness,
 ) -> anyhow::Result<ExitCode> {
     let mut client = Client::open(home, interface, file, &settings, &readiness)?;
+    client.instance.write_events_to(events);
     let outcome = match client.wait_for_an_answer(&readiness) {
         Ok(true) => {
             readiness.ready()?;
@@ -218,6 +222,7 @@ impl Client {
         drop(socket);
         let undone = guard.undo();
         let interface = instance.interface.clone();
+        instance.ends();
         instance.driver.stop();
         warn_about(hook::run(hooks, HookTime::PostDown, &interface));
         tracing::info!(interface, "tunnel down");

@@ -83,6 +83,12 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// A question, and where its answer will be.
+    pub fn new(verb: Verb) -> (Self, Receiver<Answer>) {
+        let (reply, answer) = bounded(1);
+        (Self { verb, reply }, answer)
+    }
+
     /// Answers; a client that is gone already misses nothing.
     pub fn answer(self, answer: Answer) {
         let _ = self.reply.try_send(answer);
@@ -222,9 +228,9 @@ fn talk(stream: &UnixStream, questions: &Sender<Asked>) -> Result<(), crate::soc
 }
 
 fn ask_instance(questions: &Sender<Asked>, verb: Verb) -> Answer {
-    let (reply, answer) = bounded(1);
+    let (asked, answer) = Asked::new(verb);
     let busy = || Answer::Failed("it is busy and did not answer; try again".to_owned());
-    match questions.try_send(Asked { verb, reply }) {
+    match questions.try_send(asked) {
         Ok(()) => answer.recv_timeout(SERVER_PATIENCE.request).unwrap_or_else(|_| busy()),
         Err(_) => busy(),
     }

@@ -110,7 +110,10 @@ pub fn signals() -> anyhow::Result<Receiver<Signal>> {
                 let signal = tokio::select! {
                     _ = terminate.recv() => Signal::Stop,
                     _ = interrupt.recv() => Signal::Stop,
-                    _ = hangup.recv() => Signal::Reload,
+                    _ = hangup.recv() => {
+                        crate::log::reopen();
+                        Signal::Reload
+                    }
                 };
                 // A full queue means that sixteen signals wait already: one more says nothing new.
                 let _ = sender.try_send(signal);

@@ -16,6 +16,7 @@ use anyhow::Context;
 
 use crate::config::{Config, Document, Layers, Peer, PeerName};
 use crate::control::{self, Answer, Verb};
+use crate::events::{Event, EventLog};
 use crate::home::Home;
 use crate::instance::unix_secs;
 use crate::invite::{Invite, Invites, Standing, Terms, Use};
@@ -63,7 +64,12 @@ impl Office {
         let now = unix_secs(SystemTime::now());
         let (peer, terms, config) = match self.write_down(invited, application, now)? {
             Written::Peer(peer, terms, config) => (peer, terms, config),
-            Written::Refused(reason) => return Ok(Outcome::Refused(reason)),
+            Written::Refused(reason) => {
+                let who = Some(keys::public_text(&application.public_key));
+                let refused = Event::Refused { reason: reason.clone(), count: 1, who };
+                self.note(&Config::load(&self.home, &self.layers)?, &refused);
+                return Ok(Outcome::Refused(reason));
+            }
         };
         let lease = Lease::of(&self.home, &config, &peer, &terms)?;
         // The gateway hears of it as of any other change to its file.
@@ -71,6 +77,10 @@ impl Office {
             Answer::Reloaded(_) => Ok(Outcome::Joined(Box::new(lease))),
             other => anyhow::bail!("to the new peer the gateway said {other:?}"),
         }
+    }
+
+    fn note(&self, config: &Config, event: &Event) {
+        EventLog::new(&self.home, config.log.events).record(event);
     }
 
     fn write_down(
@@ -131,6 +141,7 @@ impl Office {
         document.check()?;
         leases.save(&self.home)?;
         document.save()?;
+        self.note(&config, &Event::enrolled(&peer, &format!("invite {}", invites.list[at].name)));
         settle(&mut invites, at, &key)?;
         let config = Config::load(&self.home, &self.layers)?;
         Ok(Written::Peer(Box::new(peer), terms, Box::new(config)))

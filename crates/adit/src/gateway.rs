@@ -30,6 +30,7 @@ use crate::daemon::{self, PidFile, Signal, Start};
 use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::enrol::Office;
+use crate::events::EventLog;
 use crate::heard::{Heard, HeardFile, SESSION_SECS};
 use crate::home::Home;
 use crate::inside::{self, Facts, InsideApi};
@@ -108,6 +109,7 @@ const LIVE: &[&str] = &[
     "gateway.client_to_client",
     "gateway.inside_api",
     "ip.services",
+    "log.level",
 ];
 
 /// What `[client]` says is for clients of this home.
@@ -148,6 +150,7 @@ impl Gateway {
         instance.driver.apply(invited.introduction(&Invited::default()));
         instance.hidden = invited.keys();
         describe(&mut instance, &config, mtu_bytes);
+        instance.write_events_to(EventLog::new(home, config.log.events));
         let office = Office::new(home.clone(), layers.clone(), instance.interface.clone());
         let wanted = callers_and_doors(&config, &invited);
         let inside_api = InsideApi::start(&instance.driver.forwarding(), wanted, Some(office))
@@ -251,6 +254,7 @@ impl Gateway {
         self.instance.driver.apply(commands);
         self.instance.hidden = invited.keys();
         describe(&mut self.instance, &new, mtu_bytes);
+        crate::log::set_level(new.log.level);
         self.inside_api.change(callers_and_doors(&new, &invited));
         self.invited = invited;
         warn_of_default_routes(&new.peers, &self.config.peers);
@@ -299,6 +303,7 @@ impl Gateway {
         drop(inside_api);
         heard.save(&instance.driver.snapshot().peers, true);
         let undone = guard.undo();
+        instance.ends();
         instance.driver.stop();
         tracing::info!("gateway stopped");
         undone.map(drop).context("the host could not be put back completely")

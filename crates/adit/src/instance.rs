@@ -4,16 +4,21 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use adit_proto::endpoint::Carrier;
 use adit_proto::event::{Command, Event, PeerStatus, PeerUpdate};
 use adit_proto::key::PublicKey;
-use crossbeam_channel::{Receiver, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 
+mod pulse;
+
+use self::pulse::Pulse;
 use crate::control::{Answer, Asked, Verb};
 use crate::daemon::Signal;
 use crate::driver::{Driver, DriverEvent};
 use crate::endpoint::{self, Endpoints};
+use crate::events::{Event as Record, EventLog, Leaving};
 use crate::keys;
-use crate::status::{PeerReport, Report, Role};
+use crate::status::{PeerReport, QueueReport, Report, Role};
 
 /// What an instance must act on; everything else it has dealt with itself.
 #[derive(Debug)]
@@ -29,6 +34,9 @@ pub enum Wake {
     /// It cannot go on, for this reason.
     Failed(String),
 }
+
+/// How many questions of its own threads may wait; one more is refused.
+pub const INNER_MAX: usize = 4;
 
 /// A running gateway or client.
 #[derive(Debug)]
@@ -50,6 +58,9 @@ pub struct Instance {
     /// Peers that are none yet: the invited. Nothing is told about them.
     pub hidden: HashSet<PublicKey>,
     heard: HashSet<PublicKey>,
+    events_to: EventLog,
+    pulse: Pulse,
+    inner: (Sender<Asked>, Receiver<Asked>),
     names: HashMap<PublicKey, (usize, Option<String>)>,
     since: SystemTime,
     signals: Receiver<Signal>,
@@ -76,6 +87,9 @@ impl Instance {
             inside_apis: HashMap::new(),
             hidden: HashSet::new(),
             heard: HashSet::new(),
+            events_to: EventLog::off(),
+            pulse: Pulse::default(),
+            inner: bounded(INNER_MAX),
             names: HashMap::new(),
             since: SystemTime::now(),
             signals,
@@ -87,9 +101,38 @@ impl Instance {
         }
     }
 
+    /// Writes down from now on who comes and goes.
+    pub fn write_events_to(&mut self, log: EventLog) {
+        self.events_to = log;
+        let role = match self.role {
+            Role::Gateway => "gateway",
+            Role::Client => "client",
+        };
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let interface = self.interface.clone();
+        self.events_to.record(&Record::Started { interface, role: role.to_owned(), version });
+    }
+
+    /// Writes down that it ends.
+    pub fn ends(&self) {
+        self.events_to.record(&Record::Stopped { interface: self.interface.clone() });
+    }
+
+    /// Asks this instance from another thread of its process. At most [`INNER_MAX`] questions wait.
+    pub fn asker(&self) -> Sender<Asked> {
+        self.inner.0.clone()
+    }
+
     /// The peers with their names, in the order in which `status` lists them.
     pub fn name_peers(&mut self, peers: impl IntoIterator<Item = (PublicKey, Option<String>)>) {
+        let before = std::mem::take(&mut self.names);
         self.names = peers.into_iter().enumerate().map(|(at, (key, name))| (key, (at, name))).collect();
+        let gone: Vec<_> =
+            self.heard.iter().filter(|peer| !self.names.contains_key(*peer)).copied().collect();
+        for peer in gone {
+            let name = before.get(&peer).and_then(|(_, name)| name.clone());
+            self.left(&peer, name.unwrap_or_else(|| keys::public_text(&peer)), Leaving::Removed);
+        }
     }
 
     /// The name of a peer for people.
@@ -104,6 +147,7 @@ impl Instance {
     pub fn wait(&mut self, limit: Duration) -> Wake {
         let deadline = Instant::now() + limit;
         loop {
+            self.pulse.beat(&self.driver, &self.events_to);
             let wake = select! {
                 recv(self.signals) -> signal => match signal {
                     Ok(Signal::Reload) => Some(Wake::Reload(None)),
@@ -113,6 +157,7 @@ impl Instance {
                     Ok(asked) => self.answer(asked),
                     Err(_) => Some(Wake::Failed("the control socket closed".to_owned())),
                 },
+                recv(self.inner.1) -> asked => asked.ok().and_then(|asked| self.answer(asked)),
                 recv(self.events) -> event => match event {
                     Ok(event) => self.happened(event),
                     Err(_) => Some(Wake::Failed("the packet engine ended".to_owned())),
@@ -156,8 +201,18 @@ impl Instance {
     fn note(&mut self, event: &Event) -> Option<Wake> {
         match event {
             Event::SessionEstablished { peer, endpoint, handshake_time } => {
-                let (name, endpoint) = (self.name_of(peer), endpoint.remote);
-                match (handshake_time, self.heard.insert(*peer)) {
+                let (name, carrier, endpoint) = (self.name_of(peer), endpoint.carrier, endpoint.remote);
+                let is_new = self.heard.insert(*peer);
+                if is_new {
+                    self.events_to.record(&Record::Connected {
+                        interface: self.interface.clone(),
+                        peer: name.clone(),
+                        public_key: keys::public_text(peer),
+                        endpoint: endpoint.to_string(),
+                        carrier: carrier_name(carrier).to_owned(),
+                    });
+                }
+                match (handshake_time, is_new) {
                     (Some(took), true) => {
                         tracing::info!(peer = name, %endpoint, "session established in {} ms", took.as_millis());
                     }
@@ -182,15 +237,27 @@ impl Instance {
             Event::HandshakeGaveUp { peer } => {
                 let name = self.name_of(peer);
                 tracing::info!(peer = name, "no answer to handshakes for 90 s; waiting for traffic");
-                self.heard.remove(peer);
+                self.left(peer, name, Leaving::NoAnswer);
                 self.endpoints.silent(peer);
             }
             Event::KeysErased { peer } => {
-                tracing::info!(peer = self.name_of(peer), "session ended: the peer is idle");
-                self.heard.remove(peer);
+                let name = self.name_of(peer);
+                tracing::info!(peer = name, "session ended: the peer is idle");
+                self.left(peer, name, Leaving::Idle);
             }
         }
         None
+    }
+
+    fn left(&mut self, peer: &PublicKey, name: String, why: Leaving) {
+        if self.heard.remove(peer) {
+            self.events_to.record(&Record::Disconnected {
+                interface: self.interface.clone(),
+                peer: name,
+                public_key: keys::public_text(peer),
+                why,
+            });
+        }
     }
 
     fn resolved(&mut self, answer: Option<endpoint::Answer>) {
@@ -221,6 +288,14 @@ impl Instance {
             mtu_bytes: self.mtu_bytes,
             lanes: device.lanes,
             offload: device.offload,
+            queues: device
+                .queues
+                .iter()
+                .map(|queue| {
+                    let report = QueueReport { length: queue.length, capacity: queue.capacity };
+                    (queue.name.to_owned(), report)
+                })
+                .collect(),
             fwmark: device.fwmark,
             peers: device.peers.iter().map(|peer| self.peer_report(peer)).collect(),
             drops: device
@@ -238,6 +313,7 @@ impl Instance {
             public_key: keys::public_text(&peer.public_key),
             name: self.names.get(&peer.public_key).and_then(|(_, name)| name.clone()),
             endpoint: peer.endpoint.map(|endpoint| endpoint.remote.to_string()),
+            carrier: peer.endpoint.map(|endpoint| carrier_name(endpoint.carrier).to_owned()),
             suite: peer.suite.name().to_owned(),
             allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
             last_handshake_secs_ago: peer.last_handshake.map(|at| now.saturating_sub(at.secs)),
@@ -248,8 +324,21 @@ impl Instance {
             inside_api: self.inside_apis.get(&peer.public_key).cloned().unwrap_or_default(),
             rx_bytes: peer.rx_bytes,
             tx_bytes: peer.tx_bytes,
+            rx_packets: peer.rx_packets,
+            tx_packets: peer.tx_packets,
+            rate: self.pulse.rate_of(&peer.public_key),
+            staged: peer.staged,
             has_session: peer.has_session,
         }
+    }
+}
+
+/// The name of a carrier, as `status` and the metrics have it.
+fn carrier_name(carrier: Carrier) -> &'static str {
+    match carrier {
+        Carrier::Udp => "udp",
+        Carrier::Tcp(_) => "tcp",
+        Carrier::Tls(_) => "tls",
     }
 }
 

@@ -12,6 +12,7 @@ pub mod device;
 pub mod driver;
 pub mod endpoint;
 pub mod enrol;
+pub mod events;
 pub mod gateway;
 pub mod heard;
 pub mod home;

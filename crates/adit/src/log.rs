@@ -1,13 +1,31 @@
-//! Where log lines go and how they look.
+//! Where log lines go and how they look. One event is one line; what comes from elsewhere is escaped in it.
+//!
+//! ```text
+//!   tracing ─► level (may change while it runs) ─► text or JSON ─► stderr | file, rotated
+//!                                               └► fields ──────► journald
+//! ```
 
-use std::fs::{self, File, OpenOptions};
+mod file;
+mod journal;
+mod line;
+
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use tracing::Level;
+use tracing::level_filters::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, reload};
+
+use self::file::LogFile;
+use self::journal::Journal;
+use self::line::{json_line, text_line};
+use crate::events::EventLevel;
+
+pub use self::file::{Rotation, reopen};
 
 /// What to log, how and where.
 #[derive(Clone, Debug)]
@@ -16,8 +34,24 @@ pub struct LogOptions {
     pub level: Option<Level>,
     /// The look of a line.
     pub format: LogFormat,
-    /// A file to append to; stderr without one.
-    pub file: Option<PathBuf>,
+    /// Where lines go.
+    pub to: LogTarget,
+    /// When a file is full, and how many full ones are kept.
+    pub rotation: Rotation,
+    /// What is written into the event log, which is no log of lines.
+    pub events: EventLevel,
+}
+
+/// Where log lines go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LogTarget {
+    /// Standard error; when that is the journal of a service, its fields too.
+    #[default]
+    Stderr,
+    /// This file.
+    File(PathBuf),
+    /// The journal of the system.
+    Journal,
 }
 
 /// The look of a log line.
@@ -32,46 +66,96 @@ pub enum LogFormat {
 
 impl Default for LogOptions {
     fn default() -> Self {
-        Self { level: Some(Level::INFO), format: LogFormat::Text, file: None }
+        Self {
+            level: Some(Level::INFO),
+            format: LogFormat::Text,
+            to: LogTarget::Stderr,
+            rotation: Rotation::default(),
+            events: EventLevel::default(),
+        }
     }
 }
 
 impl LogOptions {
     /// The same with the file by its full name: a service leaves its working directory.
     pub fn rooted(mut self) -> Self {
-        self.file = self.file.map(|file| std::path::absolute(&file).unwrap_or(file));
+        if let LogTarget::File(file) = &mut self.to {
+            *file = std::path::absolute(&file).unwrap_or_else(|_| file.clone());
+        }
         self
     }
 }
 
+static LEVEL: OnceLock<reload::Handle<LevelFilter, Registry>> = OnceLock::new();
+
 /// Starts logging for the whole process; the first call wins.
 ///
 /// # Errors
-/// The log file cannot be opened.
+/// The log file cannot be opened, or there is no journal.
 pub fn start(options: &LogOptions) -> anyhow::Result<()> {
-    let Some(level) = options.level else { return Ok(()) };
-    let sink = match &options.file {
-        None => Sink::Stderr,
-        Some(path) => Sink::File(Box::new(Mutex::new(LogFile::open(path, BYTES_MAX).map_err(|error| {
-            anyhow::anyhow!(
-                "cannot write the log file {}: {error}; choose another with --log-file",
-                path.display()
-            )
-        })?))),
+    let (filter, handle) = reload::Layer::new(LevelFilter::from(options.level));
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = match sink(options)? {
+        To::Journal(journal) => registry.with(journal).try_init(),
+        To::Lines(sink) => {
+            let format = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(sink);
+            match options.format {
+                LogFormat::Text => registry.with(format.with_target(false).boxed()).try_init(),
+                LogFormat::Json => registry.with(format.json().boxed()).try_init(),
+            }
+        }
     };
-    let builder = tracing_subscriber::fmt().with_max_level(level).with_ansi(false).with_writer(sink);
-    let _ = match options.format {
-        LogFormat::Text => builder.with_target(false).try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
+    if started.is_ok() {
+        let _ = LEVEL.set(handle);
+    }
     std::panic::set_hook(Box::new(|panic| tracing::error!("adit found a bug in itself and stops: {panic}")));
     Ok(())
 }
 
-/// A full log file is renamed to `NAME.1`, replacing the one before, so that two of this size are kept.
-const BYTES_MAX: u64 = 10 << 20;
+/// Keeps events from `level` on, from now on; nothing where no log was started.
+pub fn set_level(level: Option<Level>) {
+    if let Some(handle) = LEVEL.get() {
+        let _ = handle.modify(|filter| *filter = LevelFilter::from(level));
+    }
+}
 
-enum Sink {
+enum To {
+    Lines(Sink),
+    Journal(Journal),
+}
+
+fn sink(options: &LogOptions) -> anyhow::Result<To> {
+    let is_json = options.format == LogFormat::Json;
+    match &options.to {
+        LogTarget::Stderr => Ok(match Journal::behind_stderr() {
+            Some(journal) => To::Journal(journal),
+            None => To::Lines(Sink { is_json, place: Place::Stderr }),
+        }),
+        LogTarget::File(path) => {
+            let file = LogFile::open(path, options.rotation).map_err(|error| {
+                anyhow::anyhow!(
+                    "cannot write the log file {}: {error}; choose another with --log-file",
+                    path.display()
+                )
+            })?;
+            Ok(To::Lines(Sink { is_json, place: Place::File(Box::new(Mutex::new(file))) }))
+        }
+        LogTarget::Journal => match Journal::of_system() {
+            Ok(journal) => Ok(To::Journal(journal)),
+            Err(error) => anyhow::bail!(
+                "the journal of this system cannot be reached at {}: {error}; choose another place with --log-file",
+                journal::SOCKET
+            ),
+        },
+    }
+}
+
+struct Sink {
+    is_json: bool,
+    place: Place,
+}
+
+enum Place {
     Stderr,
     File(Box<Mutex<LogFile>>),
 }
@@ -88,10 +172,10 @@ impl<'a> MakeWriter<'a> for Sink {
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let printable = printable(line);
-        match self.0 {
-            Sink::Stderr => io::stderr().lock().write_all(&printable)?,
-            Sink::File(file) => {
+        let printable = if self.0.is_json { json_line(line) } else { text_line(line) };
+        match &self.0.place {
+            Place::Stderr => io::stderr().lock().write_all(&printable)?,
+            Place::File(file) => {
                 file.lock().unwrap_or_else(PoisonError::into_inner).append(&printable)?;
             }
         }
@@ -100,87 +184,5 @@ impl Write for Line<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// One event is one line: names and reasons from elsewhere can forge no second line and send no
-/// terminal commands.
-fn printable(line: &[u8]) -> Vec<u8> {
-    let (body, end) = match line {
-        [body @ .., b'\n'] => (body, &b"\n"[..]),
-        _ => (line, &b""[..]),
-    };
-    let mut out = Vec::with_capacity(line.len());
-    for character in String::from_utf8_lossy(body).chars() {
-        if character.is_control() {
-            out.extend_from_slice(character.escape_default().to_string().as_bytes());
-        } else {
-            out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes());
-        }
-    }
-    out.extend_from_slice(end);
-    out
-}
-
-struct LogFile {
-    path: PathBuf,
-    file: File,
-    bytes: u64,
-    bytes_max: u64,
-}
-
-impl LogFile {
-    fn open(path: &Path, bytes_max: u64) -> io::Result<Self> {
-        let file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
-        let bytes = file.metadata()?.len();
-        Ok(Self { path: path.to_owned(), file, bytes, bytes_max })
-    }
-
-    fn append(&mut self, line: &[u8]) -> io::Result<()> {
-        let length = line.len() as u64;
-        if self.bytes > 0 && self.bytes.saturating_add(length) > self.bytes_max {
-            let mut older = self.path.clone().into_os_string();
-            older.push(".1");
-            fs::rename(&self.path, older)?;
-            *self = Self::open(&self.path, self.bytes_max)?;
-        }
-        self.file.write_all(line)?;
-        self.bytes = self.bytes.saturating_add(length);
-        Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn a_name_cannot_forge_a_second_line_or_colour_the_terminal() {
-        let line = "peer=\"a\nFAKE \u{1b}[31mred\u{9b}1m\" é\n";
-        let shown = String::from_utf8(printable(line.as_bytes())).unwrap();
-        assert_eq!(shown, "peer=\"a\\nFAKE \\u{1b}[31mred\\u{9b}1m\" é\n");
-        assert_eq!(printable(b"plain text\n"), b"plain text\n");
-    }
-
-    #[test]
-    fn a_log_file_is_private_and_two_of_its_size_are_kept() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("adit.log");
-        let mut log = LogFile::open(&path, 100).unwrap();
-        for number in 0..30 {
-            log.append(format!("line number {number:08}\n").as_bytes()).unwrap();
-        }
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        let older = fs::read_to_string(home.path().join("adit.log.1")).unwrap();
-        let newer = fs::read_to_string(&path).unwrap();
-        assert!(older.len() <= 100 && newer.len() <= 100);
-        assert!(newer.ends_with("line number 00000029\n"), "{newer}");
-        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2);
-
-        let mut again = LogFile::open(&path, 100).unwrap();
-        again.append(b"appended\n").unwrap();
-        assert!(fs::read_to_string(&path).unwrap().ends_with("appended\n"));
     }
 }

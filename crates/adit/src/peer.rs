@@ -12,7 +12,9 @@ use anyhow::{anyhow, bail};
 use crate::config::diagnostic::did_you_mean;
 use crate::config::{Config, Document, Layers, Peer, PeerName};
 use crate::control::{self, Changes};
+use crate::events::{Event, EventLog};
 use crate::home::Home;
+use crate::keys;
 use crate::state::Lock;
 
 pub use self::add::{AddArgs, add};
@@ -42,7 +44,7 @@ pub fn remove(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Result<E
 fn remove_from_file(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Result<()> {
     let _lock = Lock::hold(home)?;
     let config = Config::load(home, layers)?;
-    peer_of(&config, name)?;
+    let public_key = keys::public_text(&peer_of(&config, name)?.public_key);
     let mut document = Document::open(&home.config_file())?;
     if !document.remove_peer(name) {
         let path = home.config_file();
@@ -52,6 +54,8 @@ fn remove_from_file(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Re
         ));
     }
     document.save()?;
+    let removed = Event::Removed { peer: name.to_string(), public_key };
+    EventLog::new(home, config.log.events).record(&removed);
     Ok(())
 }
 

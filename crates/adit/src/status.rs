@@ -48,10 +48,35 @@ pub struct Report {
     /// The mark on outside packets; 0 is none.
     #[serde(default)]
     pub fwmark: u32,
+    /// What waits for the engine, by queue.
+    #[serde(default)]
+    pub queues: BTreeMap<String, QueueReport>,
     /// The peers in the order of the configuration.
     pub peers: Vec<PeerReport>,
     /// Packets dropped, by reason; reasons that never occurred are left out.
     pub drops: BTreeMap<String, u64>,
+}
+
+/// How full a queue is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueReport {
+    /// How many wait.
+    pub length: usize,
+    /// How many may.
+    pub capacity: usize,
+}
+
+/// What went through the tunnel of a peer lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rate {
+    /// Over so many milliseconds, up to a moment ago.
+    pub over_millis: u64,
+    /// Bytes received in a second.
+    pub rx_bytes_per_sec: u64,
+    /// Bytes sent in a second.
+    pub tx_bytes_per_sec: u64,
+    /// Messages of the peer that got lost on their way to us, of a million it sent; null when it sent too few to tell.
+    pub rx_lost_ppm: Option<u32>,
 }
 
 /// One peer of an instance.
@@ -63,6 +88,9 @@ pub struct PeerReport {
     pub name: Option<String>,
     /// Where it is.
     pub endpoint: Option<String>,
+    /// What carries its messages.
+    #[serde(default)]
+    pub carrier: Option<String>,
     /// Its pinned suite.
     pub suite: String,
     /// The inside addresses that belong to it.
@@ -80,6 +108,18 @@ pub struct PeerReport {
     pub rx_bytes: u64,
     /// Bytes sent to it.
     pub tx_bytes: u64,
+    /// Messages received from it.
+    #[serde(default)]
+    pub rx_packets: u64,
+    /// Messages sent to it.
+    #[serde(default)]
+    pub tx_packets: u64,
+    /// What went through lately; null when that is not known yet.
+    #[serde(default)]
+    pub rate: Option<Rate>,
+    /// Inside packets that wait for a session.
+    #[serde(default)]
+    pub staged: usize,
     /// Whether a packet could be sent to it now without a handshake.
     pub has_session: bool,
 }
@@ -288,6 +328,7 @@ mod tests {
             public_key: "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=".to_owned(),
             name: Some("laptop".to_owned()),
             endpoint: Some("192.0.2.9:4444".to_owned()),
+            carrier: Some("udp".to_owned()),
             suite: "aes-256-gcm".to_owned(),
             allowed_ips: vec!["10.86.0.2/32".to_owned()],
             last_handshake_secs_ago: Some(75),
@@ -296,6 +337,10 @@ mod tests {
             inside_api: Vec::new(),
             rx_bytes: 1_258_291,
             tx_bytes: 12,
+            rx_packets: 1000,
+            tx_packets: 1,
+            rate: None,
+            staged: 0,
             has_session: true,
         };
         let silent = PeerReport {
@@ -319,6 +364,7 @@ mod tests {
             lanes: 2,
             offload: "tso, uso".to_owned(),
             fwmark: 0,
+            queues: BTreeMap::new(),
             peers: vec![peer, silent],
             drops: BTreeMap::from([("no_route".to_owned(), 3)]),
         }

@@ -392,7 +392,8 @@ fn hide_keys(line: &str) -> Vec<char> {
     chars
 }
 
-fn is_unsafe(char: char) -> bool {
+/// Whether a terminal would act on it, or show what follows out of order.
+pub(crate) fn is_unsafe(char: char) -> bool {
     let changes_direction =
         matches!(char, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     char.is_control() || changes_direction || matches!(char, '\u{2028}' | '\u{2029}' | '\u{feff}')

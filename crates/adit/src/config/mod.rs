@@ -172,6 +172,20 @@ impl Config {
         reader::ip_services(RawConfig::read(&source, Path::new("."), &layers.of_section("ip")))
     }
 
+    /// The logging that flags, variables and `[log]` of the `adit.toml` of `home` ask for, where there is one. The file
+    /// needs no gateway in it.
+    ///
+    /// # Errors
+    /// Every error there is, with its place.
+    pub fn log(home: &Home, layers: &Layers) -> Result<LogOptions, Report> {
+        let path = home.config_file();
+        if !path.try_exists().unwrap_or(false) {
+            return Self::log_without_file(layers);
+        }
+        let directory = path.parent().unwrap_or(Path::new("."));
+        reader::log(RawConfig::read(&read_source(&path)?, directory, &layers.of_section("log")))
+    }
+
     /// The logging that flags and variables ask for, where there is no configuration file.
     ///
     /// # Errors

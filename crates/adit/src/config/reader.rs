@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 
 use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
@@ -16,12 +16,13 @@ use super::host_port::parse_listen;
 use super::raw::{Item, KEYS, Raw, RawConfig, RawPeer, find};
 use super::service_url::ServiceUrl;
 use super::value::{
-    number, parse_fwmark, parse_inside_api, parse_keepalive, parse_lanes, parse_log_format, parse_log_level,
-    parse_mtu, parse_offload, parse_suite, parse_switch,
+    number, parse_event_level, parse_fwmark, parse_inside_api, parse_keepalive, parse_lanes,
+    parse_log_format, parse_log_level, parse_mtu, parse_offload, parse_rotate_keep, parse_rotate_mib,
+    parse_suite, parse_switch,
 };
 use super::{CONFIG_VERSION, Config, Gateway, Kind, Mtu, Origin, Peer, Setting};
 use crate::keys::{self, KeyError};
-use crate::log::LogOptions;
+use crate::log::{LogOptions, LogTarget, Rotation};
 use crate::private_file;
 
 pub(super) fn config(raw: RawConfig) -> Result<Config, Report> {
@@ -162,8 +163,17 @@ impl Reader {
         let directory = self.raw.directory.clone();
         let level = self.setting("log.level", parse_log_level);
         let format = self.setting("log.format", parse_log_format);
-        let file = self.setting("log.file", |text| parse_log_file(text, &directory));
-        Some(LogOptions { level: level?, format: format?, file: file? })
+        let to = self.setting("log.file", |text| parse_log_file(text, &directory));
+        let bytes_max = self.setting("log.rotate_mib", parse_rotate_mib);
+        let keep = self.setting("log.rotate_keep", parse_rotate_keep);
+        let events = self.setting("log.events", parse_event_level);
+        Some(LogOptions {
+            level: level?,
+            format: format?,
+            to: to?,
+            rotation: Rotation { bytes_max: bytes_max?, keep: keep? },
+            events: events?,
+        })
     }
 
     fn private_key(&mut self) -> Option<StaticSecret> {
@@ -426,13 +436,17 @@ fn secret<T>(
     parse(key.trim()).map_err(complain_key)
 }
 
-/// "-" for standard error, or a path; a relative one starts from the directory of the configuration.
-fn parse_log_file(text: &str, directory: &Path) -> Result<Option<PathBuf>, Complaint> {
-    if text == "-" {
-        return Ok(None);
+/// "-" for standard error, "journald", or a path; a relative one starts from the directory of the configuration.
+fn parse_log_file(text: &str, directory: &Path) -> Result<LogTarget, Complaint> {
+    match text {
+        "-" => return Ok(LogTarget::Stderr),
+        "journald" => return Ok(LogTarget::Journal),
+        _ => {}
     }
-    std::path::absolute(directory.join(text)).ok().filter(|_| !text.is_empty()).map(Some).ok_or_else(|| {
-        Complaint::new("the name of the log file is empty", "write a path, or \"-\" for standard error")
+    let file = std::path::absolute(directory.join(text)).ok().filter(|_| !text.is_empty());
+    file.map(LogTarget::File).ok_or_else(|| {
+        let fix = "write a path, \"-\" for standard error or \"journald\" for the journal";
+        Complaint::new("the name of the log file is empty", fix)
     })
 }
 

@@ -70,6 +70,9 @@ lanes = 2
 level = "debug"
 format = "json"
 file = "/var/log/adit.log"
+rotate_mib = 2
+rotate_keep = 5
+events = "off"
 [[peer]]
 name = "laptop"
 public_key = "{PUBLIC}"
@@ -104,7 +107,9 @@ enabled = false
         (config.log.level, config.log.format),
         (Some(tracing::Level::DEBUG), crate::log::LogFormat::Json)
     );
-    assert_eq!(config.log.file.as_deref(), Some(Path::new("/var/log/adit.log")));
+    assert_eq!(config.log.to, crate::log::LogTarget::File("/var/log/adit.log".into()));
+    assert_eq!((config.log.rotation.bytes_max, config.log.rotation.keep), (2 << 20, 5));
+    assert_eq!(config.log.events, crate::events::EventLevel::Off);
     let peer = &config.peers[0];
     assert_eq!((peer.name.as_str(), peer.suite, peer.enabled), ("laptop", Suite::Aes256Gcm, false));
     assert!(peer.preshared_key.is_some());

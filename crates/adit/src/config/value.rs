@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use adit_proto::suite::Suite;
 
 use super::diagnostic::{Complaint, did_you_mean};
+use crate::events::EventLevel;
 use crate::log::LogFormat;
 
 /// The MTU of the tunnel device.
@@ -160,6 +161,37 @@ pub fn parse_log_level(text: &str) -> Result<Option<tracing::Level>, Complaint> 
             ("trace", Some(Level::TRACE)),
         ],
     )
+}
+
+/// "off" or "events".
+///
+/// # Errors
+/// Anything else.
+pub fn parse_event_level(text: &str) -> Result<EventLevel, Complaint> {
+    choice(text, &[("off", EventLevel::Off), ("events", EventLevel::Events)])
+}
+
+/// The size of a full log file in MiB, 1 to 10240.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_rotate_mib(text: &str) -> Result<u64, Complaint> {
+    number(text).filter(|mib| (1..=10_240).contains(mib)).map(|mib| u64::from(mib) << 20).ok_or_else(|| {
+        Complaint::new(
+            format!("`{text}` is not the size of a log file"),
+            "write a number of MiB from 1 to 10240",
+        )
+    })
+}
+
+/// How many full log files are kept, 0 to 100.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_rotate_keep(text: &str) -> Result<u32, Complaint> {
+    number(text).filter(|count| *count <= 100).ok_or_else(|| {
+        Complaint::new(format!("`{text}` is not a number of log files"), "write a number from 0 to 100")
+    })
 }
 
 /// "text" or "json".

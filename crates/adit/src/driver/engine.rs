@@ -234,6 +234,7 @@ impl EngineThread {
             drops: self.forwarding.drops.iter().filter(|(_, count)| *count > 0).collect(),
             lanes: self.lanes.len(),
             offload: format!("tun: {tun}; udp: {udp}"),
+            queues: self.inbox.queues(),
         }
     }
 }

@@ -9,6 +9,7 @@ use adit_proto::event::{HandshakeDatagram, Notice};
 use adit_proto::forward::Forwarding;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use super::Queue;
 use super::engine::Request;
 
 /// The sending half: cheap to clone, never blocks a lane.
@@ -41,6 +42,19 @@ pub(super) fn mailbox() -> (Mailbox, Inbox) {
 }
 
 impl Inbox {
+    /// How full they are.
+    pub(super) fn queues(&self) -> Vec<Queue> {
+        fn queue<T>(name: &'static str, of: &Receiver<T>) -> Queue {
+            Queue { name, length: of.len(), capacity: of.capacity().unwrap_or_default() }
+        }
+        vec![
+            queue("requests", &self.requests),
+            queue("notices", &self.notices),
+            queue("handshakes_proven", &self.proven),
+            queue("handshakes_unproven", &self.unproven),
+        ]
+    }
+
     /// The next handshake message of either queue. In turn: what the budgets leave of an unproven one is mostly the
     /// making of a cookie, and behind thousands of proven ones, the senders without a cookie would get none.
     pub(super) fn handshakes(&self) -> [Option<HandshakeDatagram>; 2] {

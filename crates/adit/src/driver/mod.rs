@@ -93,6 +93,19 @@ pub struct Snapshot {
     pub lanes: usize,
     /// What the TUN device and the sockets leave to the kernel, in words.
     pub offload: String,
+    /// What waits for the engine thread.
+    pub queues: Vec<Queue>,
+}
+
+/// A queue into the engine thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// What waits in it.
+    pub name: &'static str,
+    /// How many wait.
+    pub length: usize,
+    /// How many may.
+    pub capacity: usize,
 }
 
 /// How many lanes suit this machine: one on up to two cores, else one for each core, at most eight.
@@ -160,6 +173,7 @@ impl Driver {
             drops: Vec::new(),
             lanes: 0,
             offload: String::new(),
+            queues: Vec::new(),
         })
     }
 

@@ -12,6 +12,7 @@ use zeroize::Zeroizing;
 
 use super::{remove_from_file, tell_gateways};
 use crate::config::{Config, Document, Layers, Peer, PeerName, parse_prefix, parse_suite, parse_tag};
+use crate::events::{Event, EventLog};
 use crate::home::Home;
 use crate::instance::unix_secs;
 use crate::invite::{Invites, Terms};
@@ -116,5 +117,6 @@ fn make(home: &Home, args: &AddArgs, layers: &Layers) -> anyhow::Result<Added> {
     private_file::protect_stdout()?;
     leases.save(home)?;
     document.save()?;
+    EventLog::new(home, config.log.events).record(&Event::enrolled(&peer, "peer add"));
     Ok(Added { peer, output })
 }

@@ -90,6 +90,7 @@ mod tests {
             drops: Vec::new(),
             lanes: 1,
             offload: String::new(),
+            queues: Vec::new(),
         }
     }
 
@@ -106,6 +107,9 @@ mod tests {
             timestamps: Timestamps::default(),
             rx_bytes: 7,
             tx_bytes: 8,
+            rx_packets: 0,
+            tx_packets: 0,
+            numbered: None,
             has_session: true,
             handshake_rtt: None,
             staged: 0,
