@@ -1,12 +1,13 @@
 //! The system packages that the tests and the demonstration need, on Debian and Ubuntu.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
 
 use crate::program::{cargo, find, is_root, succeeds, works};
 
-/// Programs, any of which will do, and the package that has the first.
+/// Programs (or files, by their full name), any of which will do, and the package that has the first.
 struct Need {
     programs: &'static [&'static str],
     package: &'static str,
@@ -35,6 +36,7 @@ const TEST: &[Need] = &[
     need(&["iperf3"], "iperf3"),
     need(&["openssl"], "openssl"),
     need(&["resolvconf", "resolvectl"], "openresolv"),
+    need(&["/usr/lib/python3/dist-packages/prometheus_client/parser.py"], "python3-prometheus-client"),
     need(&["socat"], "socat"),
     need(&["tshark"], "tshark"),
     need(&["wg"], "wireguard-tools"),
@@ -91,10 +93,11 @@ fn components() -> Result<()> {
 
 fn missing(needs: &[&[Need]]) -> Vec<&'static str> {
     let needs = needs.iter().flat_map(|list| list.iter());
-    needs
-        .filter(|need| !need.programs.iter().any(|name| find(name).is_some()))
-        .map(|need| need.package)
-        .collect()
+    needs.filter(|need| !need.programs.iter().any(|name| is_there(name))).map(|need| need.package).collect()
+}
+
+fn is_there(name: &str) -> bool {
+    if name.starts_with('/') { Path::new(name).exists() } else { find(name).is_some() }
 }
 
 fn install(packages: &[&str]) -> Result<()> {
@@ -139,5 +142,7 @@ mod tests {
     fn any_program_of_a_need_will_do() {
         let needs = [need(&["no-such-program", "sh"], "dash")];
         assert!(missing(&[&needs]).is_empty());
+        assert!(missing(&[&[need(&["/etc/passwd"], "base-passwd")]]).is_empty());
+        assert_eq!(missing(&[&[need(&["/no/such/file"], "absent")]]), ["absent"]);
     }
 }

@@ -13,6 +13,11 @@ macro_rules! drop_reasons {
             /// Every reason, in the order of the enum.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
+            /// What it means, in a sentence.
+            pub const fn about(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*).trim_ascii(),)* }
+            }
+
             /// The label used in metrics and in `status --json`.
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label,)* }

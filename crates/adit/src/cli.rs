@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
@@ -15,6 +16,7 @@ use crate::events::{self, EventsArgs};
 use crate::home::Home;
 use crate::log::LogOptions;
 use crate::profile::{self, ForVerb};
+use crate::status::Asking;
 use crate::{bench, check, demo, gateway, init, invite, ip, join, keys, peer, proxy, run, status, wg};
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
@@ -132,6 +134,10 @@ enum Verb {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Show it again every SECONDS, until Ctrl-C
+        #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, require_equals = true)]
+        #[arg(default_missing_value = "2", value_parser = clap::value_parser!(u16).range(1..=3600))]
+        watch: Option<u16>,
     },
     /// Show who connected, left, was enrolled or refused
     Events(EventsArgs),
@@ -339,7 +345,10 @@ impl Cli {
                 run::run(&run::RunOptions { file, command, log })
             }
             Verb::Down { name } => client::down(&home, name.as_deref()),
-            Verb::Status { interface, json } => status::run(&home, interface.as_deref(), json),
+            Verb::Status { interface, json, watch } => {
+                let watch = watch.map(|secs| Duration::from_secs(secs.into()));
+                status::run(&home, &Asking { interface, json, watch, color: self.global.color })
+            }
             Verb::Events(args) => events::run(&home, &args),
             Verb::Bench(args) => bench::run(&home, &args),
             Verb::Ip(args) => ip::run(&home, &args, layers),

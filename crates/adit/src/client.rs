@@ -29,11 +29,12 @@ use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::endpoint::{self, ResolveError};
 use crate::events::EventLog;
-use crate::gateway::{IPV6_OFF, prefix_of};
+use crate::gateway::{IPV6_OFF, prefix_of, start_metrics};
 use crate::heard::{Heard, HeardFile};
 use crate::home::Home;
 use crate::instance::{Instance, Wake};
 use crate::log::{LogOptions, LogTarget};
+use crate::metrics::Metrics;
 use crate::privilege;
 use crate::socket::PrivateSocket;
 use crate::status::Role;
@@ -115,6 +116,7 @@ fn interface_of(file: &Path) -> anyhow::Result<InterfaceName> {
 
 // The order of the fields is the order in which they go when opening fails half-way.
 struct Client {
+    metrics: Option<Metrics>,
     guard: Guard,
     socket: PrivateSocket,
     instance: Instance,
@@ -177,7 +179,8 @@ impl Client {
         let guard = adit_host::apply(&plan, &journal)?;
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
         instance.driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
-        Ok(Self { guard, socket, instance, file, heard, unsaved: true, pid_file })
+        let metrics = start_metrics(&instance, settings.metrics)?;
+        Ok(Self { metrics, guard, socket, instance, file, heard, unsaved: true, pid_file })
     }
 
     /// Whether to go on; a tunnel without an answer so far stays up, as with wg-quick.
@@ -215,11 +218,11 @@ impl Client {
     }
 
     fn close(self) -> anyhow::Result<()> {
-        let Self { guard, socket, instance, file, mut heard, pid_file, .. } = self;
+        let Self { metrics, guard, socket, instance, file, mut heard, pid_file, .. } = self;
         heard.save(&instance.driver.snapshot().peers, true);
         let hooks = &file.interface.hooks;
         warn_about(hook::run(hooks, HookTime::PreDown, &instance.interface));
-        drop(socket);
+        drop((socket, metrics));
         let undone = guard.undo();
         let interface = instance.interface.clone();
         instance.ends();

@@ -35,6 +35,7 @@ use crate::heard::{Heard, HeardFile, SESSION_SECS};
 use crate::home::Home;
 use crate::inside::{self, Facts, InsideApi};
 use crate::instance::{Instance, Wake, unix_secs};
+use crate::metrics::Metrics;
 use crate::privilege;
 use crate::socket::PrivateSocket;
 use crate::status::Role;
@@ -76,6 +77,7 @@ pub fn run(home: &Home, layers: &Layers) -> anyhow::Result<ExitCode> {
 // back while the device is there.
 struct Gateway {
     inside_api: InsideApi,
+    metrics: Option<Metrics>,
     guard: Guard,
     socket: PrivateSocket,
     instance: Instance,
@@ -108,6 +110,8 @@ const LIVE: &[&str] = &[
     "gateway.masquerade",
     "gateway.client_to_client",
     "gateway.inside_api",
+    "gateway.metrics",
+    "gateway.metrics_beyond_loopback",
     "ip.services",
     "log.level",
 ];
@@ -155,8 +159,10 @@ impl Gateway {
         let wanted = callers_and_doors(&config, &invited);
         let inside_api = InsideApi::start(&instance.driver.forwarding(), wanted, Some(office))
             .context("cannot start the inside API")?;
+        let metrics = start_metrics(&instance, config.gateway.metrics)?;
         Ok(Self {
             inside_api,
+            metrics,
             guard,
             socket,
             instance,
@@ -257,6 +263,14 @@ impl Gateway {
         crate::log::set_level(new.log.level);
         self.inside_api.change(callers_and_doors(&new, &invited));
         self.invited = invited;
+        if new.gateway.metrics != self.config.gateway.metrics {
+            // The old one has to let go of its address first.
+            self.metrics = None;
+            match start_metrics(&self.instance, new.gateway.metrics) {
+                Ok(metrics) => self.metrics = metrics,
+                Err(error) => tracing::error!("{error:#}"),
+            }
+        }
         warn_of_default_routes(&new.peers, &self.config.peers);
         self.config = new;
         Ok(Changes { needs_restart, ..changes })
@@ -298,9 +312,9 @@ impl Gateway {
     }
 
     fn close(self) -> anyhow::Result<()> {
-        let Self { inside_api, guard, socket, instance, mut heard, .. } = self;
+        let Self { inside_api, metrics, guard, socket, instance, mut heard, .. } = self;
         drop(socket);
-        drop(inside_api);
+        drop((inside_api, metrics));
         heard.save(&instance.driver.snapshot().peers, true);
         let undone = guard.undo();
         instance.ends();
@@ -308,6 +322,10 @@ impl Gateway {
         tracing::info!("gateway stopped");
         undone.map(drop).context("the host could not be put back completely")
     }
+}
+
+pub(crate) fn start_metrics(instance: &Instance, at: Option<SocketAddr>) -> anyhow::Result<Option<Metrics>> {
+    at.map(|at| Metrics::start(at, instance.asker())).transpose().context("cannot start to tell metrics")
 }
 
 /// Gives every peer to the driver; returns those that had a session a moment ago.

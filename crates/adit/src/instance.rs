@@ -57,7 +57,7 @@ pub struct Instance {
     pub inside_apis: HashMap<PublicKey, Vec<SocketAddr>>,
     /// Peers that are none yet: the invited. Nothing is told about them.
     pub hidden: HashSet<PublicKey>,
-    heard: HashSet<PublicKey>,
+    heard: HashMap<PublicKey, u64>,
     events_to: EventLog,
     pulse: Pulse,
     inner: (Sender<Asked>, Receiver<Asked>),
@@ -86,7 +86,7 @@ impl Instance {
             mtu_bytes: 0,
             inside_apis: HashMap::new(),
             hidden: HashSet::new(),
-            heard: HashSet::new(),
+            heard: HashMap::new(),
             events_to: EventLog::off(),
             pulse: Pulse::default(),
             inner: bounded(INNER_MAX),
@@ -128,7 +128,7 @@ impl Instance {
         let before = std::mem::take(&mut self.names);
         self.names = peers.into_iter().enumerate().map(|(at, (key, name))| (key, (at, name))).collect();
         let gone: Vec<_> =
-            self.heard.iter().filter(|peer| !self.names.contains_key(*peer)).copied().collect();
+            self.heard.keys().filter(|peer| !self.names.contains_key(*peer)).copied().collect();
         for peer in gone {
             let name = before.get(&peer).and_then(|(_, name)| name.clone());
             self.left(&peer, name.unwrap_or_else(|| keys::public_text(&peer)), Leaving::Removed);
@@ -202,8 +202,11 @@ impl Instance {
         match event {
             Event::SessionEstablished { peer, endpoint, handshake_time } => {
                 let (name, carrier, endpoint) = (self.name_of(peer), endpoint.carrier, endpoint.remote);
-                let is_new = self.heard.insert(*peer);
+                let is_new = !self.heard.contains_key(peer);
                 if is_new {
+                    self.heard.insert(*peer, unix_secs(SystemTime::now()));
+                }
+                if is_new && !self.hidden.contains(peer) {
                     self.events_to.record(&Record::Connected {
                         interface: self.interface.clone(),
                         peer: name.clone(),
@@ -224,7 +227,7 @@ impl Instance {
             }
             Event::Roamed { peer, endpoint } => {
                 let endpoint = endpoint.remote;
-                if self.heard.contains(peer) {
+                if self.heard.contains_key(peer) {
                     tracing::info!(peer = self.name_of(peer), %endpoint, "peer moved");
                 }
                 self.endpoints.heard(peer, endpoint);
@@ -250,7 +253,7 @@ impl Instance {
     }
 
     fn left(&mut self, peer: &PublicKey, name: String, why: Leaving) {
-        if self.heard.remove(peer) {
+        if self.heard.remove(peer).is_some() && !self.hidden.contains(peer) {
             self.events_to.record(&Record::Disconnected {
                 interface: self.interface.clone(),
                 peer: name,
@@ -314,6 +317,8 @@ impl Instance {
             name: self.names.get(&peer.public_key).and_then(|(_, name)| name.clone()),
             endpoint: peer.endpoint.map(|endpoint| endpoint.remote.to_string()),
             carrier: peer.endpoint.map(|endpoint| carrier_name(endpoint.carrier).to_owned()),
+            local: peer.endpoint.and_then(|endpoint| endpoint.local).map(|local| local.to_string()),
+            connected_since_unix_secs: self.heard.get(&peer.public_key).copied(),
             suite: peer.suite.name().to_owned(),
             allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),
             last_handshake_secs_ago: peer.last_handshake.map(|at| now.saturating_sub(at.secs)),

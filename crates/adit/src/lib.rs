@@ -25,6 +25,7 @@ pub mod join;
 pub mod keys;
 pub mod lease;
 pub mod log;
+pub mod metrics;
 pub mod peer;
 pub mod private_file;
 pub mod privilege;

@@ -1,16 +1,23 @@
 //! How the instances of a home are: a page for people, JSON for programs.
 
+mod page;
+mod watch;
+mod words;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use self::page::Look;
+use crate::cli::Color;
 use crate::control::{self, Answer, ControlError, Verb};
 use crate::daemon::PidFile;
 use crate::home::Home;
+use crate::instance::unix_secs;
 
 /// What an instance does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -91,6 +98,12 @@ pub struct PeerReport {
     /// What carries its messages.
     #[serde(default)]
     pub carrier: Option<String>,
+    /// Our own address on the way there.
+    #[serde(default)]
+    pub local: Option<String>,
+    /// Since when it has been heard without a break, in seconds since 1970.
+    #[serde(default)]
+    pub connected_since_unix_secs: Option<u64>,
     /// Its pinned suite.
     pub suite: String,
     /// The inside addresses that belong to it.
@@ -139,16 +152,38 @@ struct Several<'a> {
     killed: &'a [String],
 }
 
-/// `adit status`: every instance of `home`, or the one of `interface`. One instance is one JSON object;
-/// none or several are listed under `instances`. Both have under `killed` the interfaces whose process ended
-/// without putting the host back.
+/// What `adit status` is asked.
+#[derive(Clone, Debug)]
+pub struct Asking {
+    /// Only this interface.
+    pub interface: Option<String>,
+    /// JSON, not a page.
+    pub json: bool,
+    /// Again after so long, and so on.
+    pub watch: Option<Duration>,
+    /// Colours.
+    pub color: Color,
+}
+
+/// `adit status`: every instance of `home`, or the one that is asked for. One instance is one JSON object; none or several
+/// are listed under `instances`. Both have under `killed` the interfaces whose process ended without putting the host back.
 ///
 /// # Errors
 /// An instance does not answer.
-pub fn run(home: &Home, interface: Option<&str>, json: bool) -> anyhow::Result<ExitCode> {
-    let reports = collect(home, interface)?;
-    let killed = killed(home, interface)?;
-    let page = match (json, reports.as_slice()) {
+pub fn run(home: &Home, asking: &Asking) -> anyhow::Result<ExitCode> {
+    if let Some(every) = asking.watch {
+        watch::run(home, asking, every)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let reports = collect(home, asking.interface.as_deref())?;
+    crate::print_line(text(home, asking, &reports)?.trim_end())?;
+    Ok(if reports.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+fn text(home: &Home, asking: &Asking, reports: &[Report]) -> anyhow::Result<String> {
+    let killed = killed(home, asking.interface.as_deref())?;
+    let stdout = std::io::stdout();
+    Ok(match (asking.json, reports) {
         (true, [report]) => serde_json::to_string(&One { schema: control::SCHEMA, report, killed: &killed })?,
         (true, instances) => {
             serde_json::to_string(&Several { schema: control::SCHEMA, instances, killed: &killed })?
@@ -159,14 +194,16 @@ pub fn run(home: &Home, interface: Option<&str>, json: bool) -> anyhow::Result<E
             home.flag()
         ),
         (false, reports) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-            let mut pages: Vec<String> = reports.iter().map(|report| page(report, now)).collect();
+            let look = Look {
+                columns: adit_io::sys::terminal_columns(&stdout).unwrap_or(usize::MAX),
+                color: asking.color.wanted(&stdout),
+                now_unix_secs: unix_secs(SystemTime::now()),
+            };
+            let mut pages: Vec<String> = reports.iter().map(|report| page::page(report, look)).collect();
             pages.extend((!killed.is_empty()).then(|| killed_lines(home, &killed)));
             pages.join("\n")
         }
-    };
-    crate::print_line(page.trim_end())?;
-    Ok(if reports.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    })
 }
 
 /// The reports of the running instances; sockets that nobody answers on are passed over.
@@ -215,120 +252,18 @@ fn not_readable(directory: &Path, error: &std::io::Error) -> anyhow::Error {
     }
 }
 
-fn page(report: &Report, now_unix_secs: u64) -> String {
-    let role = match report.role {
-        Role::Gateway => "gateway",
-        Role::Client => "client",
-    };
-    let up = span(now_unix_secs.saturating_sub(report.since_unix_secs));
-    let mut page = format!("{}  {role}, up for {up}\n", report.interface);
-    let mut fact = |name: &str, value: String| page.push_str(&format!("  {name:<11} {value}\n"));
-    fact("addresses", list(&report.addresses));
-    fact("public key", report.public_key.clone().unwrap_or_else(|| "none".to_owned()));
-    fact("listening", format!("UDP port {}", report.listen_port));
-    fact("device", format!("MTU {}, {}", report.mtu_bytes, lanes(report)));
-    if !report.drops.is_empty() {
-        let drops: Vec<_> = report.drops.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
-        fact("dropped", drops.join(", "));
-    }
-    if report.peers.is_empty() {
-        page.push_str("\n  no peers yet\n");
-        return page;
-    }
-    let header = ["PEER", "STATE", "HANDSHAKE", "RECEIVED", "SENT", "SUITE", "ENDPOINT", "ALLOWED IPS"];
-    let mut rows = vec![header.map(str::to_owned)];
-    rows.extend(report.peers.iter().map(row));
-    page.push('\n');
-    page.push_str(&table(&rows));
-    page
-}
-
-fn lanes(report: &Report) -> String {
-    let lanes = if report.lanes == 1 { "1 lane".to_owned() } else { format!("{} lanes", report.lanes) };
-    if report.offload.is_empty() { lanes } else { format!("{lanes}, offload {}", report.offload) }
-}
-
-fn row(peer: &PeerReport) -> [String; 8] {
-    let short = || peer.public_key.chars().take(8).chain(['…']).collect();
-    let state = match (peer.has_session, &peer.endpoint, peer.last_handshake_secs_ago) {
-        (true, _, _) => "connected",
-        (false, None, _) => "not seen",
-        (false, Some(_), None) => "no answer",
-        (false, Some(_), Some(_)) => "idle",
-    };
-    [
-        peer.name.clone().unwrap_or_else(short),
-        state.to_owned(),
-        peer.last_handshake_secs_ago.map_or("never".to_owned(), |secs| format!("{} ago", span(secs))),
-        size(peer.rx_bytes),
-        size(peer.tx_bytes),
-        peer.suite.clone(),
-        peer.endpoint.clone().unwrap_or_else(|| "-".to_owned()),
-        list(&peer.allowed_ips),
-    ]
-}
-
-fn table(rows: &[[String; 8]]) -> String {
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: [usize; 8] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(widths) {
-            line.push_str(&format!("  {cell:<width$}"));
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
-}
-
-fn list(items: &[String]) -> String {
-    const SHOWN_MAX: usize = 6;
-    match items {
-        [] => "none".to_owned(),
-        items if items.len() > SHOWN_MAX => {
-            format!("{}, … {} in all", items.get(..SHOWN_MAX).unwrap_or(items).join(", "), items.len())
-        }
-        items => items.join(", "),
-    }
-}
-
-fn span(secs: u64) -> String {
-    match secs {
-        0..60 => format!("{secs} s"),
-        60..3600 => format!("{} min", secs / 60),
-        3600..86_400 => format!("{} h {} min", secs / 3600, secs / 60 % 60),
-        _ => format!("{} d {} h", secs / 86_400, secs / 3600 % 24),
-    }
-}
-
-fn size(bytes: u64) -> String {
-    let units = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let mut value = bytes as f64;
-    let mut name = "B";
-    for unit in units {
-        if value < 1024.0 {
-            break;
-        }
-        value /= 1024.0;
-        name = unit;
-    }
-    if name == "B" { format!("{bytes} B") } else { format!("{value:.1} {name}") }
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn report() -> Report {
+    pub(in crate::status) fn report() -> Report {
         let peer = PeerReport {
             public_key: "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=".to_owned(),
             name: Some("laptop".to_owned()),
             endpoint: Some("192.0.2.9:4444".to_owned()),
             carrier: Some("udp".to_owned()),
+            local: None,
+            connected_since_unix_secs: None,
             suite: "aes-256-gcm".to_owned(),
             allowed_ips: vec!["10.86.0.2/32".to_owned()],
             last_handshake_secs_ago: Some(75),
@@ -347,6 +282,7 @@ mod tests {
             name: None,
             endpoint: None,
             last_handshake_secs_ago: None,
+            handshake_rtt_micros: None,
             has_session: false,
             rx_bytes: 0,
             tx_bytes: 0,
@@ -371,23 +307,6 @@ mod tests {
     }
 
     #[test]
-    fn the_page_is_aligned_and_complete() {
-        assert_eq!(
-            page(&report(), 1000 + 3700),
-            "adit0  gateway, up for 1 h 1 min\n\
-             \x20 addresses   10.86.0.1/24\n\
-             \x20 public key  none\n\
-             \x20 listening   UDP port 51820\n\
-             \x20 device      MTU 1420, 2 lanes, offload tso, uso\n\
-             \x20 dropped     no_route 3\n\
-             \n\
-             \x20 PEER       STATE      HANDSHAKE  RECEIVED  SENT  SUITE        ENDPOINT        ALLOWED IPS\n\
-             \x20 laptop     connected  1 min ago  1.2 MiB   12 B  aes-256-gcm  192.0.2.9:4444  10.86.0.2/32\n\
-             \x20 xTIBA5rb…  not seen   never      0 B       0 B   aes-256-gcm  -               10.86.0.2/32\n"
-        );
-    }
-
-    #[test]
     fn one_instance_is_one_flat_object_with_a_schema() {
         let text = serde_json::to_string(&One { schema: 1, report: &report(), killed: &[] }).unwrap();
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -396,18 +315,6 @@ mod tests {
         assert_eq!(value["peers"][0]["last_handshake_secs_ago"], 75);
         assert!(value["peers"][1]["last_handshake_secs_ago"].is_null());
         assert_eq!(value["drops"]["no_route"], 3);
-    }
-
-    #[test]
-    fn times_and_sizes_are_short() {
-        assert_eq!(
-            [0, 59, 60, 3599, 3600, 86_400 * 2 + 3600].map(span),
-            ["0 s", "59 s", "1 min", "59 min", "1 h 0 min", "2 d 1 h"]
-        );
-        assert_eq!(
-            [0, 1023, 1024, 1 << 30, u64::MAX].map(size),
-            ["0 B", "1023 B", "1.0 KiB", "1.0 GiB", "16.0 EiB"]
-        );
     }
 
     #[test]

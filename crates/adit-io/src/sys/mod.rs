@@ -8,6 +8,7 @@ mod process;
 mod resource;
 mod room;
 pub(crate) mod socket;
+mod terminal;
 mod unix;
 
 use std::io;
@@ -19,6 +20,7 @@ pub use namespace::NetNamespace;
 pub use process::{Daemonized, Ready, daemonize, effective_user, harden, process_exists};
 pub use resource::{keep_large_blocks_apart, raise_descriptor_limit};
 pub use room::{Owner, bind_file, cover, enter_room, give_up_capabilities, uncover};
+pub use terminal::terminal_columns;
 pub use unix::bind_private;
 
 /// Nanoseconds since boot, counting suspend (`CLOCK_BOOTTIME`).

@@ -8,6 +8,7 @@
 //! how it is read (`setting`: it has a default, `optional`: it may be absent, `words`: a list) and what parses its text.
 //! Flag, variable, comment of a profile, `check`, `config show` and the errors of all of them follow from the two lines.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -17,7 +18,7 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use super::diagnostic::{Complaint, Place, Report, Source};
 use super::raw::{KEYS, Key, Kind, Layers, Origin, Raw, RawConfig};
 use super::reader::Reader;
-use super::value::{choice, parse_switch};
+use super::value::{choice, parse_metrics, parse_switch};
 use super::wgquick::WgQuick;
 use super::{Setting, read_source};
 use crate::home::Home;
@@ -57,10 +58,14 @@ client_settings! {
     lockdown: bool = setting parse_switch,
     /// What carries the messages to the gateway.
     carrier: CarrierChoice = setting parse_carrier,
+    /// Where metrics are told.
+    metrics: Option<SocketAddr> = setting parse_metrics,
+    /// Whether that may be an address that others reach.
+    metrics_beyond_loopback: bool = setting parse_switch,
 }
 
-/// Keys that change the host, and so mean nothing to `proxy` and `run`.
-const OF_THE_HOST: &[&str] = &["kill_switch", "allow_lan", "lockdown"];
+/// Keys of `up` alone: they change the host, or are for a service.
+const OF_THE_HOST: &[&str] = &["kill_switch", "allow_lan", "lockdown", "metrics", "metrics_beyond_loopback"];
 
 /// Whether what belongs into the tunnel may leave beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -133,7 +138,11 @@ impl ClientSettings {
         if is_there {
             reader.version();
         }
+        let place = reader.place("client.metrics");
         let taken = take(&mut reader);
+        if let Some(taken) = &taken {
+            reader.check_metrics(taken.metrics, taken.metrics_beyond_loopback, place);
+        }
         let (report, settings) = reader.finish();
         let mut settings: Vec<Setting> = settings;
         settings.retain(|setting| setting.key.starts_with("client."));

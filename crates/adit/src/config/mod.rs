@@ -96,6 +96,8 @@ pub struct Gateway {
     pub lanes: Lanes,
     /// The port of the inside API; `None` is off.
     pub inside_api: Option<NonZeroU16>,
+    /// Where metrics are told; `None` is off.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// A peer of the gateway.

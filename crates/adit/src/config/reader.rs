@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::str::FromStr;
 
@@ -17,8 +17,8 @@ use super::raw::{Item, KEYS, Raw, RawConfig, RawPeer, find};
 use super::service_url::ServiceUrl;
 use super::value::{
     number, parse_event_level, parse_fwmark, parse_inside_api, parse_keepalive, parse_lanes,
-    parse_log_format, parse_log_level, parse_mtu, parse_offload, parse_rotate_keep, parse_rotate_mib,
-    parse_suite, parse_switch,
+    parse_log_format, parse_log_level, parse_metrics, parse_mtu, parse_offload, parse_rotate_keep,
+    parse_rotate_mib, parse_suite, parse_switch,
 };
 use super::{CONFIG_VERSION, Config, Gateway, Kind, Mtu, Origin, Peer, Setting};
 use crate::keys::{self, KeyError};
@@ -31,7 +31,11 @@ pub(super) fn config(raw: RawConfig) -> Result<Config, Report> {
     let gateway = reader.gateway();
     let log = reader.log_options();
     let ip_services = reader.ip_services();
+    let client_metrics = reader.place("client.metrics");
     let client = client::take(&mut reader);
+    if let Some(client) = &client {
+        reader.check_metrics(client.metrics, client.metrics_beyond_loopback, client_metrics);
+    }
     let peers = reader.peers(gateway.as_ref());
     let Reader { raw, mut settings } = reader;
     settings.sort_by_key(|setting| KEYS.iter().position(|key| key.path() == setting.key));
@@ -112,6 +116,10 @@ impl Reader {
         let lanes = self.setting("gateway.lanes", parse_lanes);
         let inside_place = self.place("gateway.inside_api");
         let inside_api = self.setting("gateway.inside_api", parse_inside_api);
+        let metrics_place = self.place("gateway.metrics");
+        let metrics = self.setting("gateway.metrics", parse_metrics);
+        let beyond = self.setting("gateway.metrics_beyond_loopback", parse_switch);
+        self.check_metrics(metrics.flatten(), beyond.unwrap_or_default(), metrics_place);
         if let (Some(port), Some(Some(inside))) = (listen_port, inside_api)
             && port == inside.get()
         {
@@ -140,6 +148,7 @@ impl Reader {
             offload: offload?,
             lanes: lanes?,
             inside_api: inside_api?,
+            metrics: metrics?,
         })
     }
 
@@ -332,7 +341,17 @@ impl Reader {
         is_right.then_some(words)
     }
 
-    fn place(&self, path: &str) -> Place {
+    /// Metrics name the peers and tell when they are there.
+    pub(super) fn check_metrics(&mut self, at: Option<SocketAddr>, beyond_loopback: bool, place: Place) {
+        if let Some(at) = at.filter(|at| !at.ip().is_loopback() && !beyond_loopback) {
+            let reason = format!("others could ask for metrics at {at}, which name the peers");
+            let fix =
+                "write 127.0.0.1 for the address; if others should, set `metrics_beyond_loopback = true`";
+            self.raw.report.push(place, Complaint::new(reason, fix));
+        }
+    }
+
+    pub(super) fn place(&self, path: &str) -> Place {
         self.raw.settings.get(path).map_or(Place::File, |raw| raw.place.clone())
     }
 

@@ -1,6 +1,7 @@
 //! The small choices of the configuration: each has one spelling.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
 use adit_proto::suite::Suite;
@@ -90,6 +91,21 @@ pub fn parse_inside_api(text: &str) -> Result<Option<NonZeroU16>, Complaint> {
         None => Err(Complaint::new(
             format!("`{text}` is not a port for the inside API"),
             "write a port from 1 to 65535, for example 9585, or \"off\"",
+        )),
+    }
+}
+
+/// An address with a port, or "off".
+///
+/// # Errors
+/// Anything else.
+pub fn parse_metrics(text: &str) -> Result<Option<SocketAddr>, Complaint> {
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.port() != 0 => Ok(Some(address)),
+        _ if text == "off" => Ok(None),
+        _ => Err(Complaint::new(
+            format!("`{text}` is not an address with a port"),
+            "write it like \"127.0.0.1:9586\" or \"[::1]:9586\", or \"off\"",
         )),
     }
 }

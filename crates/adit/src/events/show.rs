@@ -61,13 +61,15 @@ pub fn run(home: &Home, args: &EventsArgs) -> anyhow::Result<ExitCode> {
     for line in lines.iter().skip(skip) {
         crate::print_line(line)?;
     }
-    while args.follow {
+    if !args.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    loop {
         std::thread::sleep(PAUSE);
         for line in reader.news()? {
             crate::print_line(&line)?;
         }
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn check(path: &Path, json: bool) -> anyhow::Result<ExitCode> {
