@@ -127,6 +127,13 @@ fn http_requests_are_written_anew_and_ambiguous_ones_refused() {
         format!("GET {url}/folded HTTP/1.1\r\nHost: x\r\nX-A: b\r\n  folded\r\n\r\n"),
         format!("GET {url}/spaced HTTP/1.1\r\nHost : x\r\n\r\n"),
         format!("GET https://{WEB}/ HTTP/1.1\r\nHost: x\r\n\r\n"),
+        format!("GET {url}/hosts HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n"),
+        format!("TRACE {url}/trace HTTP/1.1\r\nHost: x\r\n\r\n"),
+        format!("GET http://{WEB}:99999/port HTTP/1.1\r\nHost: x\r\n\r\n"),
+        format!("GET http://user:secret@{WEB}:8000/user HTTP/1.1\r\nHost: x\r\n\r\n"),
+        format!(
+            "CONNECT {WEB}:8000 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabcGET /body HTTP/1.1\r\n\r\n"
+        ),
         format!("GET {url}/nul HTTP/1.1\r\nHost: x\r\nX-A: a\0b\r\n\r\n"),
         format!("GET {url}/long HTTP/1.1\r\nHost: x\r\nX-A: {}\r\n\r\n", "a".repeat(600_000)),
         "\u{16}\u{3}\u{1}".to_owned() + &"x".repeat(100) + "\r\n\r\n",
@@ -146,7 +153,20 @@ fn http_requests_are_written_anew_and_ambiguous_ones_refused() {
     let _ = ask(bare);
     let seen = recorder.received().to_lowercase();
     assert!(!seen.replace("\r\n", "").contains('\n'), "a bare line feed went out: {seen}");
-    for word in ["twice", "coded", "folded", "spaced", "nul", "long", "content-length: 60"] {
+    for word in [
+        "twice",
+        "coded",
+        "folded",
+        "spaced",
+        "nul",
+        "long",
+        "hosts",
+        "trace",
+        "port",
+        "user",
+        "body",
+        "content-length: 60",
+    ] {
         assert!(!seen.contains(word), "{word} in {seen}");
     }
 }
@@ -177,6 +197,11 @@ fn connections_are_kept_chunks_pass_and_protocols_can_be_switched() {
         format!("GET http://{WEB}:8001/ HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n");
     let answer = String::from_utf8(world.say(HTTP, request.as_bytes())).unwrap();
     assert!(answer.starts_with("HTTP/1.1 101") && answer.ends_with("pong"), "{answer}");
+    let old = Recorder::start(&world.web, 8002, b"HTTP/1.0 200 OK\r\nContent-Length: 3\r\n\r\nold");
+    let answer = world.say(HTTP, format!("GET http://{WEB}:8002?a=b HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    assert!(answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(b"old"), "our own version");
+    assert!(old.received().starts_with("GET /?a=b HTTP/1.1\r\n"), "{}", old.received());
+
     let unasked = world.say(HTTP, format!("GET http://{WEB}:8001/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
     assert_eq!(status_of(&unasked), "502");
 }

@@ -13,7 +13,7 @@ use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use hyper::service::service_fn;
@@ -114,6 +114,12 @@ impl Session {
         if authority.as_str().contains('@') {
             return Err(Failure::bad("CONNECT names a user"));
         }
+        check_hosts(request.headers())?;
+        let empty = |value: &HeaderValue| value.as_bytes() == b"0";
+        let headers = request.headers();
+        if headers.contains_key(TRANSFER_ENCODING) || !headers.get_all(CONTENT_LENGTH).iter().all(empty) {
+            return Err(Failure::bad("CONNECT has no body"));
+        }
         let target = Target::new(authority.host(), port)?;
         let remote = self.dialer.connect(&target).await?;
         let (from, pass) = (self.from, Arc::clone(&self.pass));
@@ -143,6 +149,17 @@ impl Session {
     async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Failure> {
         let target = absolute_target(request.uri())?;
         check_framing(request.headers())?;
+        check_hosts(request.headers())?;
+        if *request.method() == Method::TRACE {
+            // It would show the server's view of the request to whoever made the browser ask.
+            return Err(Failure {
+                status: StatusCode::METHOD_NOT_ALLOWED,
+                text: "TRACE is not passed on".into(),
+            });
+        }
+        if *request.method() == Method::OPTIONS && !count_forward(request.headers_mut())? {
+            return Ok(Response::new(Either::Right(Full::default())));
+        }
         let wants_upgrade = upgrade_of(request.headers());
         let client_upgrade = wants_upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let request = rewrite(request, &target, wants_upgrade.as_ref())?;
@@ -153,6 +170,8 @@ impl Session {
         })??;
         let upgrade = upgrade_of(response.headers());
         strip(response.headers_mut());
+        // To the client we speak for ourselves (RFC 9110 section 2.5).
+        *response.version_mut() = Version::HTTP_11;
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let (Some(client), Some(protocol)) = (client_upgrade, upgrade) else {
                 return Err(Failure::upstream("switched to a protocol that nobody asked for"));
@@ -261,7 +280,12 @@ fn text(status: StatusCode, text: &str) -> Response<Body> {
 fn absolute_target(uri: &Uri) -> Result<Target, Failure> {
     match (uri.scheme_str(), uri.authority()) {
         (Some("http"), Some(authority)) if !authority.as_str().contains('@') => {
-            Ok(Target::new(authority.host(), authority.port_u16().unwrap_or(80))?)
+            // What is no number is not taken for none.
+            let port = match authority.as_str().rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
+                Some((_, "")) | None => 80,
+                Some((_, port)) => port.parse().map_err(|_| Failure::bad("the port is no port"))?,
+            };
+            Ok(Target::new(authority.host(), port)?)
         }
         (Some("http"), Some(_)) => Err(Failure::bad("a user in the address is not passed on")),
         (Some(_), Some(_)) => Err(Failure::bad("only http:// is forwarded; use CONNECT for the rest")),
@@ -279,6 +303,27 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Failure> {
         return Err(Failure::bad("a request with both a length and chunks"));
     }
     Ok(())
+}
+
+/// Whoever reads two hosts may take the other one (RFC 9112 section 3.2).
+fn check_hosts(headers: &HeaderMap) -> Result<(), Failure> {
+    match headers.get_all(HOST).iter().count() {
+        0 | 1 => Ok(()),
+        _ => Err(Failure::bad("a request with more than one Host")),
+    }
+}
+
+/// Counts one proxy on the way of OPTIONS; whether it may go on (RFC 9110 section 7.6.2).
+fn count_forward(headers: &mut HeaderMap) -> Result<bool, Failure> {
+    let Some(value) = headers.get(MAX_FORWARDS) else { return Ok(true) };
+    let left: Option<u32> = value.to_str().ok().and_then(|text| text.parse().ok());
+    match left.ok_or(Failure::bad("Max-Forwards is no number"))? {
+        0 => Ok(false),
+        left => {
+            headers.insert(MAX_FORWARDS, HeaderValue::from(left - 1));
+            Ok(true)
+        }
+    }
 }
 
 /// The protocol to switch to, when `Connection` says that `Upgrade` is meant for us.
@@ -325,7 +370,10 @@ fn rewrite(
     };
     let host = HeaderValue::try_from(host).map_err(|_| Failure::bad("not a host"))?;
     parts.headers.insert(HOST, host);
-    let path = parts.uri.path_and_query().map_or("/", |path| path.as_str());
+    let path = match parts.uri.path_and_query().map_or("", |path| path.as_str()) {
+        path if path.starts_with('/') => path.to_owned(),
+        query => format!("/{query}"),
+    };
     parts.uri = path.parse().map_err(|_| Failure::bad("not a path"))?;
     parts.version = Version::HTTP_11;
     Ok(Request::from_parts(parts, body))
@@ -351,6 +399,9 @@ mod tests {
         for bad in ["/x", "*", "https://web.example/", "ftp://web.example/", "http://user@web.example/"] {
             assert_eq!(target(bad), Err(400), "{bad}");
         }
+        assert_eq!(target("http://web.example:/"), Ok(Target::new("web.example", 80).unwrap()));
+        assert_eq!(target("http://[2001:db8::1]/"), Ok(Target::new("2001:db8::1", 80).unwrap()));
+        assert_eq!(target("http://web.example:99999/"), Err(400), "not port 80");
         for forbidden in ["http://mail.example:25/", "http://localhost/"] {
             assert_eq!(target(forbidden), Err(403), "{forbidden}");
         }
@@ -364,6 +415,19 @@ mod tests {
         assert!(!verdict(&[("transfer-encoding", "chunked"), ("content-length", "3")]));
         assert!(!verdict(&[("transfer-encoding", "gzip, chunked")]));
         assert!(!verdict(&[("transfer-encoding", "chunked"), ("transfer-encoding", "identity")]));
+    }
+
+    #[test]
+    fn options_are_counted_on_their_way() {
+        let after = |count: &str| {
+            let mut lines = headers(&[("max-forwards", count)]);
+            let verdict = count_forward(&mut lines).map_err(|failure| failure.status.as_u16());
+            (verdict, lines.get(MAX_FORWARDS).unwrap().to_str().unwrap().to_owned())
+        };
+        assert_eq!(after("2"), (Ok(true), "1".to_owned()));
+        assert_eq!(after("0").0, Ok(false));
+        assert_eq!(after("many").0, Err(400));
+        assert_eq!(count_forward(&mut headers(&[])).ok(), Some(true));
     }
 
     #[test]

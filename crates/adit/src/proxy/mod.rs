@@ -50,10 +50,10 @@ pub struct ProxyArgs {
     #[arg(value_name = "FILE.conf|NAME")]
     profile: Option<PathBuf>,
     /// Serve SOCKS5 here [default: 127.0.0.1:1080 when nothing else is asked for]
-    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:1080")]
+    #[arg(long, value_name = "[ADDR:]PORT", num_args = 0..=1, default_missing_value = "1080", value_parser = listen_address)]
     socks5: Option<SocketAddr>,
     /// Serve HTTP and HTTPS (CONNECT) here
-    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, default_missing_value = "127.0.0.1:8118")]
+    #[arg(long, value_name = "[ADDR:]PORT", num_args = 0..=1, default_missing_value = "8118", value_parser = listen_address)]
     http: Option<SocketAddr>,
     /// Lead a port of this machine to a host inside
     #[arg(short = 'L', long = "local", value_name = "[BIND:]PORT:HOST:PORT")]
@@ -64,6 +64,15 @@ pub struct ProxyArgs {
     /// Ask clients for a user and the password in a file; needed to listen beyond loopback
     #[arg(long, value_name = "USER:file:PATH")]
     auth: Option<AuthSource>,
+}
+
+/// Where to listen; a port alone is one of loopback.
+fn listen_address(text: &str) -> Result<SocketAddr, String> {
+    let (host, port) = text.rsplit_once(':').unwrap_or(("127.0.0.1", text));
+    let host = if host == "localhost" { "127.0.0.1" } else { host };
+    format!("{host}:{port}")
+        .parse()
+        .map_err(|_| "write [ADDR:]PORT, for example 1080, 127.0.0.1:1080 or [::1]:1080".to_owned())
 }
 
 /// Serves until it is told to stop.
@@ -193,6 +202,12 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
             "{address} is taken by another program (`ss -ltnp sport = :{}` shows which); choose another with {flag}",
             address.port()
         ),
+        std::io::ErrorKind::PermissionDenied => {
+            anyhow!("cannot listen on {address}: {error}; ports below 1024 are for root, choose another with {flag}")
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            anyhow!("cannot listen on {address}: it is no address of this machine (`ip address` shows them)")
+        }
         _ => anyhow!("cannot listen on {address}: {error}"),
     })
 }
@@ -233,5 +248,22 @@ fn one(
         Door::Socks => Box::pin(socks::serve(client, from, dialer, credentials, pass)),
         Door::Http => Box::pin(http::serve(client, from, dialer, credentials, pass)),
         Door::Port(target) => Box::pin(forward::outward(client, from, dialer, target, pass)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_alone_is_one_of_loopback() {
+        let read = |text: &str| listen_address(text).map(|it| it.to_string());
+        assert_eq!(read("1080"), Ok("127.0.0.1:1080".to_owned()));
+        assert_eq!(read("localhost:1080"), Ok("127.0.0.1:1080".to_owned()));
+        assert_eq!(read("[::1]:1080"), Ok("[::1]:1080".to_owned()));
+        assert_eq!(read("192.0.2.1:80"), Ok("192.0.2.1:80".to_owned()));
+        for bad in ["", "web.example:80", "::1:80x", "99999", "127.0.0.1", "1080:"] {
+            assert!(read(bad).unwrap_err().contains("[ADDR:]PORT"), "{bad:?}");
+        }
     }
 }
