@@ -146,6 +146,17 @@ impl Link {
 
 /// Sends so many bytes and takes them in, `read_bytes_a_turn` at most: how long it took, and what arrived.
 fn carry(way: Way, to: &str, content: &[u8], read_bytes_a_turn: usize) -> (Duration, Vec<u8>) {
+    carry_after_words(0, way, to, content, read_bytes_a_turn)
+}
+
+/// The same on a connection that has carried so many words one by one.
+fn carry_after_words(
+    words: usize,
+    way: Way,
+    to: &str,
+    content: &[u8],
+    read_bytes_a_turn: usize,
+) -> (Duration, Vec<u8>) {
     let ((stack_a, a), (stack_b, b)) = (network(1), network(2));
     let mut world =
         World { stacks: [stack_a, stack_b], links: [Link::new(way, 0), Link::new(way, 77)], now: 1_000_000 };
@@ -172,8 +183,19 @@ fn carry(way: Way, to: &str, content: &[u8], read_bytes_a_turn: usize) -> (Durat
         }
         (client.unwrap(), server.unwrap())
     };
-    let (started, mut sent, mut arrived) = (world.now, 0, Vec::new());
     let mut buffer = vec![0; read_bytes_a_turn];
+    for _ in 0..words {
+        assert!(client.try_write(b"word").unwrap() == 4);
+        let mut heard = 0;
+        while heard < 4 {
+            world.turn();
+            let mut read = ReadBuf::new(&mut buffer);
+            if Pin::new(&mut server).poll_read(&mut context, &mut read).is_ready() {
+                heard += read.filled().len();
+            }
+        }
+    }
+    let (started, mut sent, mut arrived) = (world.now, 0, Vec::new());
     loop {
         assert!(world.now < limit, "{} of {} bytes after an hour", arrived.len(), content.len());
         while sent < content.len() {
@@ -229,6 +251,16 @@ fn a_clean_way_is_filled_and_its_queue_is_not() {
     let shallow = Way { queue_micros: 5_000, bytes_per_second: 1_250_000, ..CLEAN };
     let rate = mbits_per_second(shallow, 3_000_000);
     assert!(rate > 6.0, "{rate} Mbit/s of 10");
+}
+
+#[test]
+fn a_conversation_that_becomes_an_upload_is_not_held_to_its_old_pace() {
+    let content = content(10_000_000);
+    let (fresh, _) = carry(CLEAN, "10.0.0.2:80", &content, 1 << 20);
+    let (later, arrived) = carry_after_words(200, CLEAN, "10.0.0.2:80", &content, 1 << 20);
+    assert!(arrived == content);
+    println!("{fresh:?} at once, {later:?} after a conversation");
+    assert!(later < fresh * 3 / 2, "{fresh:?} at once, {later:?} after a conversation");
 }
 
 #[test]

@@ -6,6 +6,8 @@ use super::segment::before;
 
 /// Acknowledgements that say the same again mean, to who has no selective ones, that a segment was lost (RFC 5681).
 const DUPLICATES: u32 = 3;
+/// Pieces that room is kept for when none is under way.
+const KEPT: usize = 64;
 
 /// A segment that was sent.
 #[derive(Clone, Copy, Debug)]
@@ -104,9 +106,9 @@ impl Board {
         self.pieces.is_empty()
     }
 
-    /// The sender has nothing more to send.
-    pub(super) fn limit(&mut self) {
-        self.limited_until = (self.delivered + self.flying as u64).max(1);
+    /// The sender has nothing to send beyond what is under way and so many bytes.
+    pub(super) fn limit(&mut self, more: usize) {
+        self.limited_until = (self.delivered + (self.flying + more) as u64).max(1);
     }
 
     pub(super) fn sent(&mut self, now: u64, sequence: u32, len: u32, last: bool) {
@@ -217,6 +219,9 @@ impl Board {
                     self.arrived(&arrived, &mut newest);
                 }
             }
+        }
+        if self.pieces.is_empty() && self.pieces.capacity() > KEPT {
+            self.pieces = VecDeque::new();
         }
         report.delivered_bytes = usize::try_from(self.delivered - before_all).unwrap_or_default();
         let Some(newest) = newest else { return report };

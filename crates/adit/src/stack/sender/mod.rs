@@ -370,20 +370,24 @@ impl Sender {
         let left = self.outbox.len() - self.fed;
         if left == 0 {
             if self.board.lost() == 0 && self.pace.room(self.board.flying()) > 0 {
-                self.board.limit();
+                self.board.limit(0);
             }
             return self.tell_end(socket);
         }
         let waiting = self.fed - self.sent_bytes();
         if waiting > 0 {
             // The other end has no room.
-            self.board.limit();
+            self.board.limit(0);
         }
         let room = self.pace.room(self.board.flying() + waiting);
         let portion = left.min(room).min(self.pace.burst());
         let crumb = portion < left && portion < self.pace.segment_bytes() && self.board.flying() > 0;
         if self.board.lost() > 0 || portion == 0 || crumb || self.pace.release_at() > now {
             return false;
+        }
+        if portion == left && room > left {
+            // What is measured with it says how much there was to send, not what the way carries.
+            self.board.limit(portion);
         }
         let mut fed = 0;
         for slice in slices(&self.outbox, self.fed, self.fed + portion) {
