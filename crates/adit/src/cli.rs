@@ -13,11 +13,17 @@ use crate::config::diagnostic::escape;
 use crate::config::name::{InterfaceName, PeerName};
 use crate::config::{self, ClientFlags, Complaint, Config, Layers, Report};
 use crate::events::{self, EventsArgs};
+use crate::export::ExportArgs;
 use crate::home::Home;
+use crate::import::ImportArgs;
 use crate::log::LogOptions;
 use crate::profile::{self, ForVerb};
+use crate::settings::ConfigVerb;
 use crate::status::Asking;
-use crate::{bench, check, demo, gateway, init, invite, ip, join, keys, peer, proxy, run, status, wg};
+use crate::{
+    bench, check, demo, export, gateway, import, init, invite, ip, join, keys, peer, proxy, reload, run,
+    settings, status, wg,
+};
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
 const DEVICE_NAME: &str = "adit-wg";
@@ -141,6 +147,21 @@ enum Verb {
     },
     /// Show who connected, left, was enrolled or refused
     Events(EventsArgs),
+    /// Let what runs here read its configuration again, without dropping a session
+    Reload {
+        /// Only this interface
+        interface: Option<String>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show or migrate the configuration
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Take a wg-quick file over, with its iptables commands as settings
+    Import(ImportArgs),
+    /// Print a profile as a wg-quick file for a stock WireGuard
+    Export(ExportArgs),
     /// Measure the tunnel to the gateway, and what limits it
     Bench(bench::BenchArgs),
     /// Show the address the world sees, and whether it is your own
@@ -350,6 +371,10 @@ impl Cli {
                 status::run(&home, &Asking { interface, json, watch, color: self.global.color })
             }
             Verb::Events(args) => events::run(&home, &args),
+            Verb::Reload { interface, json } => reload::run(&home, interface.as_deref(), json),
+            Verb::Config(verb) => settings::run(&home.of_user(), &verb, &layers),
+            Verb::Import(args) => import::run(&home.of_user(), &args),
+            Verb::Export(args) => export::run(&home.of_user(), &args),
             Verb::Bench(args) => bench::run(&home, &args),
             Verb::Ip(args) => ip::run(&home, &args, layers),
             Verb::Wg { interface, foreground } => {
@@ -392,6 +417,8 @@ impl Verb {
             Self::Ip(_) => true,
             // The process becomes the command, which may dump core; the one that reads the keys sees to itself.
             Self::Run { .. } => false,
+            Self::Config(_) | Self::Import(_) | Self::Export(_) => true,
+            Self::Reload { .. } => false,
             Self::Down { .. }
             | Self::Status { .. }
             | Self::Events(_)

@@ -34,6 +34,30 @@ impl Document {
         Ok(Self { path: path.to_owned(), toml })
     }
 
+    /// A file that is not there yet.
+    ///
+    /// # Errors
+    /// `text` is no TOML.
+    pub fn of_text(path: &Path, text: &str) -> anyhow::Result<Self> {
+        Ok(Self { path: path.to_owned(), toml: text.parse()? })
+    }
+
+    /// The version that the file claims to be of.
+    pub fn version(&self) -> Option<i64> {
+        self.toml.get("config_version").and_then(Item::as_integer)
+    }
+
+    /// Writes the version as the first line.
+    pub fn set_version(&mut self, version: u32) {
+        let mut new = DocumentMut::new();
+        new["config_version"] = value(i64::from(version));
+        let old = self.toml.to_string();
+        let text = format!("{new}\n{old}");
+        if let Ok(toml) = text.parse() {
+            self.toml = toml;
+        }
+    }
+
     /// Sets a text value of `[gateway]`.
     ///
     /// # Errors
