@@ -1,5 +1,7 @@
 //! The command line: what can be said, and who does it.
 
+mod print;
+
 use std::ffi::{OsStr, OsString};
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +10,7 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
+use self::print::{completions, man, version};
 use crate::client::{self, UpOptions};
 use crate::config::diagnostic::escape;
 use crate::config::name::{InterfaceName, PeerName};
@@ -539,38 +542,6 @@ fn explain(error: &anyhow::Error, color: Color) {
             writeln!(stderr, "adit: {}", lines.join("\n"))
         }
     };
-}
-
-fn version(json: bool) -> anyhow::Result<ExitCode> {
-    let version = env!("CARGO_PKG_VERSION");
-    if json {
-        crate::print_line(&serde_json::json!({"schema": 1, "name": "adit", "version": version}).to_string())?;
-    } else {
-        crate::print_line(&format!("adit {version}"))?;
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn completions(shell: clap_complete::Shell) -> anyhow::Result<ExitCode> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut command(), "adit", &mut script);
-    crate::print_line(String::from_utf8_lossy(&script).trim_end())?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn man(all: Option<&Path>) -> anyhow::Result<ExitCode> {
-    match all {
-        Some(directory) => {
-            std::fs::create_dir_all(directory)?;
-            clap_mangen::generate_to(command(), directory)?;
-        }
-        None => {
-            let mut page = Vec::new();
-            clap_mangen::Man::new(command()).render(&mut page)?;
-            crate::print_line(String::from_utf8_lossy(&page).trim_end())?;
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]
