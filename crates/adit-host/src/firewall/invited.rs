@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use nftables::expr::MetaKey;
 use nftables::stmt::Statement;
 
-use super::{Builder, Expr, GatewayFirewall, Stmt, is, is_not, meta, meta_is, number, payload, set, string};
+use super::GatewayFirewall;
+use super::table::{Builder, Expr, Stmt, is, is_not, meta, meta_is, number, payload, set, string};
 
 const CHAIN: &str = "raw_prerouting";
 
