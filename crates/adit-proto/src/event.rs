@@ -9,6 +9,7 @@ use crate::key::{PresharedKey, PublicKey, StaticSecret};
 use crate::keypair::Keypair;
 use crate::packet::Ecn;
 use crate::path::Path;
+use crate::pmtu::Probe;
 use crate::suite::Suite;
 use crate::time::{Instant, Tai64n, UnixTime};
 
@@ -25,6 +26,8 @@ pub enum Command {
     RemoveAllPeers,
     /// Starts a handshake with a peer now, if it has an endpoint and none is under way.
     Initiate(PublicKey),
+    /// Our way to a peer is another now: says so to the peer at once, from wherever we are.
+    Reconnect(PublicKey),
 }
 
 /// What to change of a peer; `None` leaves a value as it is.
@@ -105,6 +108,10 @@ pub enum Notice {
     OwingReply(Arc<Path>),
     /// A keypair should be replaced soon.
     Rekey(Arc<Keypair>),
+    /// A large packet was sent: whether such arrive is to be watched.
+    LargeSent(Arc<Path>),
+    /// A peer's question or answer about the size of packets.
+    Probe(Arc<Path>, Probe),
     /// A handshake message with a valid mac1.
     Handshake(HandshakeDatagram),
 }
@@ -221,4 +228,6 @@ pub struct PeerStatus {
     pub handshake_rtt: Option<Duration>,
     /// Inside packets staged now.
     pub staged: usize,
+    /// The largest inside packet that arrives, where the way is narrower than our device.
+    pub path_mtu: Option<usize>,
 }

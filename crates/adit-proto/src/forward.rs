@@ -25,6 +25,7 @@ use crate::index::IndexTable;
 use crate::keypair::{Keypair, blocks_of};
 use crate::packet::{Ecn, InsideHeader, ecn_decapsulate};
 use crate::path::{Path, Staged};
+use crate::pmtu::{self, Probe};
 use crate::reason::{DropCounters, DropReason};
 use crate::suite::Suite;
 use crate::time::Instant;
@@ -76,6 +77,11 @@ pub struct Padding {
 }
 
 impl Padding {
+    /// The MTU of the device.
+    pub fn mtu_bytes(self) -> usize {
+        self.mtu_bytes
+    }
+
     /// Bytes that an inside packet of `len` bytes takes in a message: padded to 16, but never above the MTU.
     pub fn padded_len(self, len: usize) -> usize {
         let aligned = len.checked_next_multiple_of(16).unwrap_or(len);
@@ -156,6 +162,22 @@ impl Forwarding {
         }
     }
 
+    /// What the largest packet may be, when one of `len` bytes is too large for the way to the peer of `keypair`.
+    pub fn too_large(&self, keypair: &Keypair, len: usize, notices: &mut Vec<Notice>) -> Option<usize> {
+        let path = &keypair.path;
+        if len <= pmtu::SMALLEST || keypair.suite != Suite::Aes256Gcm {
+            return None;
+        }
+        if path.mtu.large_sent() {
+            notices.push(Notice::LargeSent(Arc::clone(path)));
+        }
+        if !path.mtu.is_too_large(len) {
+            return None;
+        }
+        self.drops.count(DropReason::TooBig);
+        path.mtu.limit()
+    }
+
     /// Accounts for `messages` sealed data messages of together `bytes`.
     pub fn sent(
         &self,
@@ -206,7 +228,8 @@ impl Forwarding {
             Notice::AwaitingReply(path) => path.activity.stop_awaiting(),
             Notice::OwingReply(path) => path.activity.stop_owing(),
             Notice::Rekey(keypair) => keypair.rekey_lost(),
-            Notice::Roamed(..) | Notice::Handshake(_) => {}
+            Notice::LargeSent(path) => path.mtu.notice_lost(),
+            Notice::Roamed(..) | Notice::Probe(..) | Notice::Handshake(_) => {}
         }
     }
 
@@ -244,10 +267,18 @@ impl Forwarding {
             path.activity.packet_received(now);
             return Ok(None);
         }
+        let inside = match InsideHeader::parse(packet) {
+            Ok(inside) => inside,
+            Err(reason) => {
+                path.activity.packet_received(now);
+                let probe = Probe::parse(suite, packet).ok_or(reason)?;
+                notices.push(Notice::Probe(Arc::clone(path), probe));
+                return Ok(None);
+            }
+        };
         if path.activity.data_received(now) {
             notices.push(Notice::OwingReply(Arc::clone(path)));
         }
-        let inside = InsideHeader::parse(packet)?;
         let table = self.table.load();
         if !table.path(inside.source).is_some_and(|owner| Arc::ptr_eq(owner, path)) {
             return Err(DropReason::SpoofedSource);

@@ -19,6 +19,8 @@ pub enum Unreachable {
     Host,
     /// The policy refuses the packet: "communication administratively prohibited".
     Prohibited,
+    /// The packet is larger than these bytes, which is what the way takes: "fragmentation needed" or "packet too big".
+    TooBig(u16),
 }
 
 impl Unreachable {
@@ -26,13 +28,25 @@ impl Unreachable {
         match self {
             Self::Host => 1,
             Self::Prohibited => 13,
+            Self::TooBig(_) => 4,
         }
     }
 
-    const fn v6_code(self) -> u8 {
+    /// Type and code.
+    const fn v6_kind(self) -> (u8, u8) {
         match self {
-            Self::Host => 3,
-            Self::Prohibited => 1,
+            Self::Host => (1, 3),
+            Self::Prohibited => (1, 1),
+            Self::TooBig(_) => (2, 0),
+        }
+    }
+
+    /// The second word of the ICMP header: an MTU has its place at the end of it (RFC 1191 section 4, RFC 4443
+    /// section 3.2).
+    const fn word(self) -> [u8; 4] {
+        match self {
+            Self::TooBig(mtu_bytes) => (mtu_bytes as u32).to_be_bytes(),
+            Self::Host | Self::Prohibited => [0; 4],
         }
     }
 }
@@ -53,7 +67,9 @@ pub fn unreachable(what: Unreachable, packet: &[u8], out: &mut [u8]) -> Option<u
             let ihl = usize::from(packet.first()? & 0x0f) << 2;
             let fragment_offset = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]) & 0x1fff;
             let is_icmp_error = *packet.get(9)? == 1 && !matches!(packet.get(ihl), Some(0 | 8 | 13 | 14));
-            if fragment_offset != 0 || is_icmp_error {
+            // Whoever allows fragments is not told what is too big: somebody on the way may cut it up.
+            let may_be_cut = matches!(what, Unreachable::TooBig(_)) && packet.get(6)? & 0x40 == 0;
+            if fragment_offset != 0 || is_icmp_error || may_be_cut {
                 return None;
             }
             let room = MAX_ICMPV4_LEN.saturating_sub(IPV4_HEADER_LEN).saturating_sub(ICMP_HEADER_LEN);
@@ -67,7 +83,7 @@ pub fn unreachable(what: Unreachable, packet: &[u8], out: &mut [u8]) -> Option<u
             *ip = [0x45, 0xc0, len_hi, len_lo, 0, 0, 0, 0, 64, 1, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
             let sum = checksum(0, ip);
             ip.get_mut(10..12)?.copy_from_slice(&sum.to_be_bytes());
-            write_icmp(icmp, 3, what.v4_code(), quote, 0)?;
+            write_icmp(icmp, (3, what.v4_code()), what.word(), quote, 0)?;
             Some(total_len)
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {
@@ -87,7 +103,7 @@ pub fn unreachable(what: Unreachable, packet: &[u8], out: &mut [u8]) -> Option<u
             ip.get_mut(8..24)?.copy_from_slice(&destination.octets());
             ip.get_mut(24..40)?.copy_from_slice(&source.octets());
             let pseudo = sum_words(u64::from(icmp_len).saturating_add(58), ip.get(8..)?);
-            write_icmp(icmp, 1, what.v6_code(), quote, pseudo)?;
+            write_icmp(icmp, what.v6_kind(), what.word(), quote, pseudo)?;
             Some(total_len)
         }
         _ => None,
@@ -99,9 +115,16 @@ fn is_answerable(address: IpAddr) -> bool {
     !address.is_unspecified() && !address.is_multicast() && !is_broadcast
 }
 
-fn write_icmp(icmp: &mut [u8], kind: u8, code: u8, quote: &[u8], pseudo: u64) -> Option<()> {
+fn write_icmp(
+    icmp: &mut [u8],
+    (kind, code): (u8, u8),
+    word: [u8; 4],
+    quote: &[u8],
+    pseudo: u64,
+) -> Option<()> {
     let (header, body) = icmp.split_first_chunk_mut::<ICMP_HEADER_LEN>()?;
-    *header = [kind, code, 0, 0, 0, 0, 0, 0];
+    let [w0, w1, w2, w3] = word;
+    *header = [kind, code, 0, 0, w0, w1, w2, w3];
     body.copy_from_slice(quote);
     let sum = checksum(pseudo, icmp);
     icmp.get_mut(2..4)?.copy_from_slice(&sum.to_be_bytes());
@@ -188,6 +211,24 @@ mod tests {
         packet[16] = 10;
         packet[12..16].copy_from_slice(&[0; 4]);
         assert_eq!(unreachable(Unreachable::Host, &packet, &mut out), None);
+    }
+
+    #[test]
+    fn a_packet_that_is_too_big_is_answered_with_the_size_that_fits() {
+        let mut out = [0; 1500];
+        let mut packet = udp4();
+        assert_eq!(unreachable(Unreachable::TooBig(1280), &packet, &mut out), None, "it may be fragmented");
+        packet[6] = 0x40;
+        let len = unreachable(Unreachable::TooBig(1280), &packet, &mut out).unwrap();
+        assert_eq!(out[20..22], [3, 4]);
+        assert_eq!(out[24..28], [0, 0, 5, 0]);
+        assert_eq!(checksum(0, &out[20..len]), 0);
+        let mut six = vec![0x60, 0, 0, 0, 0, 8, 17, 64];
+        six.extend([0xfd; 32]);
+        six.extend([0; 8]);
+        unreachable(Unreachable::TooBig(1280), &six, &mut out).unwrap();
+        assert_eq!(out[40..42], [2, 0]);
+        assert_eq!(out[44..48], [0, 0, 5, 0]);
     }
 
     #[test]

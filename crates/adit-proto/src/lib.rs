@@ -27,6 +27,7 @@ pub mod noise;
 pub mod packet;
 pub mod path;
 mod peer;
+pub mod pmtu;
 pub mod reason;
 pub mod replay;
 pub mod suite;

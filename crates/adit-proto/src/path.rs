@@ -16,6 +16,7 @@ use crate::endpoint::Endpoint;
 use crate::event::PeerId;
 use crate::key::PublicKey;
 use crate::keypair::Keypair;
+use crate::pmtu::PathMtu;
 use crate::suite::Suite;
 use crate::time::Instant;
 
@@ -35,6 +36,8 @@ pub struct Path {
     pub activity: Activity,
     /// Bytes of messages sent and received.
     pub traffic: Traffic,
+    /// How large packets may be.
+    pub mtu: PathMtu,
     endpoint: ArcSwapOption<Endpoint>,
     current: ArcSwapOption<Keypair>,
     next: ArcSwapOption<Keypair>,
@@ -87,6 +90,7 @@ impl Path {
             suite,
             activity: Activity::default(),
             traffic: Traffic::default(),
+            mtu: PathMtu::default(),
             endpoint: ArcSwapOption::empty(),
             current: ArcSwapOption::empty(),
             next: ArcSwapOption::empty(),

@@ -11,6 +11,7 @@ use crate::handshake::{AwaitingResponse, Identity};
 use crate::key::PresharedKey;
 use crate::keypair::Keypair;
 use crate::path::Path;
+use crate::pmtu::Search;
 use crate::time::{Instant, UnixTime};
 use crate::timers::Timers;
 
@@ -34,6 +35,7 @@ pub(crate) struct Peer {
     pub(crate) persistent_keepalive_secs: u16,
     pub(crate) last_handshake: Option<(Instant, UnixTime)>,
     pub(crate) handshake_rtt: Option<Duration>,
+    pub(crate) search: Search,
     static_static: Option<Zeroizing<[u8; 32]>>,
 }
 
@@ -56,6 +58,7 @@ impl Peer {
             persistent_keepalive_secs: 0,
             last_handshake: None,
             handshake_rtt: None,
+            search: Search::default(),
             static_static: None,
         }
     }
@@ -100,6 +103,7 @@ impl Peer {
             has_session: self.path.current().is_some_and(|keypair| keypair.is_usable(now)),
             handshake_rtt: self.handshake_rtt,
             staged: self.path.staged_len(),
+            path_mtu: self.path.mtu.limit(),
         }
     }
 }

@@ -44,16 +44,19 @@ pub enum Timer {
     EraseKeys,
     /// The path through a NAT must be kept open.
     PersistentKeepalive,
+    /// Whether large packets still arrive is to be asked.
+    ProbeMtu,
 }
 
 impl Timer {
     /// Every timer, in the order they are handled when due together.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::RetransmitHandshake,
         Self::SendKeepalive,
         Self::NewHandshake,
         Self::EraseKeys,
         Self::PersistentKeepalive,
+        Self::ProbeMtu,
     ];
 }
 

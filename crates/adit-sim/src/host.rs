@@ -163,7 +163,7 @@ impl Host {
             }
             Command::RemovePeer(key) => drop(self.peers.remove(key)),
             Command::RemoveAllPeers => self.peers.clear(),
-            Command::SetPrivateKey(None) | Command::Initiate(_) => {}
+            Command::SetPrivateKey(None) | Command::Initiate(_) | Command::Reconnect(_) => {}
         }
         self.engine.handle_command(self.clock(now), command);
         self.poll(now);

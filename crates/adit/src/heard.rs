@@ -179,6 +179,7 @@ mod tests {
             has_session: heard,
             handshake_rtt: None,
             staged: 0,
+            path_mtu: None,
         }
     }
 

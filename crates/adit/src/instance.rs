@@ -334,6 +334,7 @@ impl Instance {
             rate: self.pulse.rate_of(&peer.public_key),
             staged: peer.staged,
             has_session: peer.has_session,
+            path_mtu_bytes: peer.path_mtu,
         }
     }
 }

@@ -135,6 +135,9 @@ pub struct PeerReport {
     pub staged: usize,
     /// Whether a packet could be sent to it now without a handshake.
     pub has_session: bool,
+    /// The largest inside packet that reaches it, where the way is narrower than our device.
+    #[serde(default)]
+    pub path_mtu_bytes: Option<usize>,
 }
 
 #[derive(Serialize)]
@@ -277,6 +280,7 @@ pub(super) mod tests {
             rate: None,
             staged: 0,
             has_session: true,
+            path_mtu_bytes: None,
         };
         let silent = PeerReport {
             name: None,

@@ -8,6 +8,7 @@
 //! waited for it were polled.
 
 mod exchange;
+mod probing;
 mod receivers;
 mod session;
 #[cfg(test)]
@@ -118,6 +119,11 @@ impl Engine {
             Command::SetPeer(update) => self.set_peer(clock, update),
             Command::RemovePeer(public_key) => self.forget_peer(&public_key),
             Command::RemoveAllPeers => self.remove_all_peers(),
+            Command::Reconnect(public_key) => {
+                if let Some(&id) = self.by_key.get(&public_key) {
+                    self.reconnect(clock, id);
+                }
+            }
             Command::Initiate(public_key) => {
                 if let Some(&id) = self.by_key.get(&public_key) {
                     self.send_initiation(clock, id, Attempt::First);
@@ -139,6 +145,8 @@ impl Engine {
                     self.send_initiation(clock, id, Attempt::First);
                 }
             }
+            Notice::LargeSent(path) => self.watch_mtu(clock, &path),
+            Notice::Probe(path, probe) => self.take_probe(clock.now, &path, probe),
             Notice::Handshake(datagram) => self.consume(clock, &datagram),
         }
     }

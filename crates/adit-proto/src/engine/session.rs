@@ -124,6 +124,7 @@ impl Engine {
             Timer::NewHandshake => self.handshake_for_lack_of_reply(clock, id),
             Timer::EraseKeys => self.erase_keys(id),
             Timer::PersistentKeepalive => self.persistent_keepalive_due(clock, id),
+            Timer::ProbeMtu => self.probe_mtu(clock.now, id),
         }
     }
 
@@ -225,6 +226,17 @@ impl Engine {
         }
     }
 
+    /// Our address or the way changed: the peer hears from us at once, under the old keys where they still count, and by
+    /// a handshake where it has lost them.
+    pub(super) fn reconnect(&mut self, clock: Clock, id: PeerId) {
+        let Some(path) = self.peer(id).map(|peer| Arc::clone(&peer.path)) else { return };
+        forget_sticky_source(&path);
+        self.forget_mtu(id);
+        self.send_keepalive(clock, id);
+        self.send_initiation(clock, id, Attempt::First);
+        self.requeue(id);
+    }
+
     /// Sends an empty message, or starts a handshake that will.
     fn send_keepalive(&mut self, clock: Clock, id: PeerId) {
         let Some(peer) = self.peer(id) else { return };
@@ -249,7 +261,7 @@ impl Engine {
     }
 
     /// Seals one inside packet (or keepalive) and queues the datagram.
-    fn seal_and_transmit(&mut self, now: Instant, keypair: &Arc<Keypair>, packet: &[u8]) {
+    pub(super) fn seal_and_transmit(&mut self, now: Instant, keypair: &Arc<Keypair>, packet: &[u8]) {
         let path = &keypair.path;
         let Some(endpoint) = path.endpoint() else {
             self.forwarding.drops.count(DropReason::NoEndpoint);
@@ -260,7 +272,7 @@ impl Engine {
         let inside = InsideHeader::parse(packet).ok();
         let ecn = inside.map_or(Ecn::NotEct, |header| header.ecn);
         let hop_limit = inside.and_then(|header| header.outside_hop_limit()).flatten();
-        if packet.is_empty() {
+        if inside.is_none() {
             path.activity.packet_sent(now);
         } else if path.activity.data_sent(now) {
             let path = Arc::clone(path);

@@ -143,6 +143,8 @@ fn kinds(notices: &[Notice]) -> Vec<&'static str> {
         Notice::AwaitingReply(_) => "awaiting reply",
         Notice::OwingReply(_) => "owing reply",
         Notice::Rekey(_) => "rekey",
+        Notice::LargeSent(_) => "large sent",
+        Notice::Probe(..) => "probe",
         Notice::Handshake(_) => "handshake",
     };
     notices.iter().map(kind).collect()

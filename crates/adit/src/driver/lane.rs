@@ -19,6 +19,7 @@ use adit_io::tun::{Coalescer, INSIDE_MAX, ReadError, Tun};
 use adit_proto::event::Notice;
 use adit_proto::forward::{Departure, Forwarding};
 use adit_proto::icmp::{self, Unreachable};
+use adit_proto::pmtu;
 use adit_proto::reason::DropReason;
 use crossbeam_channel::Sender;
 
@@ -199,6 +200,13 @@ impl Lane {
                     }
                     match departure {
                         Departure::Seal(keypair, endpoint) => {
+                            let largest = inside.stride();
+                            if let Some(limit) =
+                                self.forwarding.too_large(&keypair, largest, &mut self.notices)
+                            {
+                                self.answer_too_large(now, limit, inside.len());
+                                continue;
+                            }
                             self.outgoing.seal(
                                 now,
                                 &self.forwarding,
@@ -227,14 +235,25 @@ impl Lane {
 
     /// Tells the sender of a packet that goes nowhere, within a budget.
     fn answer_unreachable(&mut self, now: adit_proto::time::Instant, reason: DropReason, len: usize) {
-        if !matches!(reason, DropReason::NoRoute | DropReason::NoEndpoint)
-            || !self.unreachable_budget.spend(now)
-        {
+        if matches!(reason, DropReason::NoRoute | DropReason::NoEndpoint) {
+            self.answer(now, Unreachable::Host, len);
+        }
+    }
+
+    /// Tells the sender of a packet that the way to the peer is too narrow for it.
+    fn answer_too_large(&mut self, now: adit_proto::time::Instant, limit: usize, len: usize) {
+        let is_ipv6 = self.inside.first().is_some_and(|byte| byte >> 4 == 6);
+        let limit = if is_ipv6 { limit.max(pmtu::SMALLEST) } else { limit };
+        self.answer(now, Unreachable::TooBig(u16::try_from(limit).unwrap_or(u16::MAX)), len);
+    }
+
+    fn answer(&mut self, now: adit_proto::time::Instant, what: Unreachable, len: usize) {
+        if !self.unreachable_budget.spend(now) {
             return;
         }
         let mut error = [0; 1280];
         let packet = self.inside.get(..len).unwrap_or_default();
-        let Some(len) = icmp::unreachable(Unreachable::Host, packet, &mut error) else { return };
+        let Some(len) = icmp::unreachable(what, packet, &mut error) else { return };
         if self.tun.write(error.get(..len).unwrap_or_default()).is_err() {
             self.forwarding.drops.count(DropReason::TunFailed);
         }

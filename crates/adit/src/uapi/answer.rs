@@ -113,6 +113,7 @@ mod tests {
             has_session: true,
             handshake_rtt: None,
             staged: 0,
+            path_mtu: None,
         }
     }
 
