@@ -2,9 +2,10 @@
 //! open what Docker, ufw or firewalld close; it only closes, translates and marks.
 
 mod client;
-mod foreign;
 mod gateway;
 mod invited;
+pub(crate) mod passage;
+mod reach;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -17,8 +18,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::client::ClientFirewall;
-pub use self::foreign::foreign_forward_drops;
 pub use self::gateway::GatewayFirewall;
+pub(crate) use self::gateway::PRIVATE;
+pub use self::passage::{Passage, foreign_forward_drops};
+pub use self::reach::{Allowed, Exposed, Ports, Reach};
 use self::table::{Builder, json, table};
 use crate::error::HostError;
 use crate::guard::Outcome;
@@ -27,6 +30,8 @@ use crate::program;
 /// A table of our own, by what it is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+// A plan has one or two of them.
+#[allow(clippy::large_enum_variant)]
 pub enum Firewall {
     Gateway(GatewayFirewall),
     Client(ClientFirewall),
@@ -44,6 +49,15 @@ pub enum Transport {
     Udp,
     Tcp,
 }
+impl Transport {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Transport::Udp => "udp",
+            Transport::Tcp => "tcp",
+        }
+    }
+}
+
 impl Firewall {
     /// The name of the table in the `inet` family.
     pub fn table(&self) -> String {
@@ -107,6 +121,12 @@ pub(crate) fn undo(made: &MadeFirewall, lock: &File) -> Result<Outcome, HostErro
         }
         Err(error) => Err(error),
     }
+}
+
+fn list_ruleset() -> Option<Value> {
+    let nft = program::find("nft")?;
+    let told = program::ask(&nft, &["-j", "list", "ruleset"], "list the nftables rules").ok()?;
+    serde_json::from_slice(&told).ok()
 }
 
 /// One transaction: all of it is done, or none.

@@ -2,7 +2,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use crate::firewall::{Firewall, GatewayFirewall, Listener};
+use crate::firewall::{Firewall, GatewayFirewall, Listener, PRIVATE, Passage, Reach};
 use crate::plan::{Address, Family, Hop, Link, MAIN_TABLE, Plan, Route, Sysctl};
 
 /// What a gateway's host should be like while it runs.
@@ -21,8 +21,11 @@ pub struct GatewayHost {
     pub invited: Vec<IpAddr>,
     pub masquerade: bool,
     pub client_to_client: bool,
-    /// Destinations that clients may not reach through the gateway.
+    /// Destinations that clients may not reach through the gateway unless [`Reach::lan`] holds them.
     pub denied: Vec<IpNet>,
+    pub reach: Reach,
+    /// [`foreign_forward_drops`](crate::foreign_forward_drops) that the tunnel is to pass.
+    pub passages: Vec<Passage>,
     /// [`links_accepting_router_advertisements`](crate::links_accepting_router_advertisements).
     pub links_accepting_ra: Vec<String>,
 }
@@ -55,14 +58,18 @@ pub fn gateway_plan(host: &GatewayHost) -> Plan {
     Plan {
         firewalls: vec![Firewall::Gateway(GatewayFirewall {
             link: link.clone(),
+            addresses: host.addresses.clone(),
             inside,
+            mtu_bytes: host.mtu_bytes,
             listeners: host.listeners.clone(),
             services: host.services.clone(),
             invited: host.invited.clone(),
             masquerade: host.masquerade,
             client_to_client: host.client_to_client,
             denied: host.denied.clone(),
+            reach: host.reach.clone(),
         })],
+        passages: host.passages.clone(),
         sysctls,
         links: vec![Link { name: link.clone(), mtu_bytes: Some(host.mtu_bytes), up: true }],
         addresses: host.addresses.iter().map(|it| Address { link: link.clone(), address: *it }).collect(),
@@ -70,6 +77,11 @@ pub fn gateway_plan(host: &GatewayHost) -> Plan {
         rules: Vec::new(),
         dns: None,
     }
+}
+
+/// Networks that are not the internet (RFC 6890): what is beside the gateway or beside nobody.
+pub fn private_networks() -> Vec<IpNet> {
+    PRIVATE.iter().filter_map(|net| net.parse().ok()).collect()
 }
 
 /// A default route towards a client is no inside network: masquerading it would catch the host's own traffic.
@@ -96,6 +108,8 @@ mod tests {
             masquerade: true,
             client_to_client: false,
             denied: vec!["169.254.0.0/16".parse().unwrap()],
+            reach: Reach::default(),
+            passages: vec![],
             links_accepting_ra: vec!["eth0".into(), "adit0".into()],
         });
         assert_eq!(
@@ -103,7 +117,7 @@ mod tests {
             "\
 nft      table inet adit_adit0: masquerade 10.9.0.0/24 192.168.50.0/24 fd00:9::/64 to ports 32768-51819, \
 new connections only from adit0, clients may not reach each other, only adit0 reaches 10.9.0.1:9585, \
-10.9.0.254 nothing else, nor 169.254.0.0/16
+10.9.0.254 nothing else, nothing private
 sysctl   net.ipv4.ip_forward = 1
 sysctl   net/ipv6/conf/eth0/accept_ra = 2
 sysctl   net.ipv6.conf.all.forwarding = 1
@@ -128,6 +142,8 @@ route    192.168.50.0/24 dev adit0
             masquerade: false,
             client_to_client: true,
             denied: vec![],
+            reach: Reach::default(),
+            passages: vec![],
             links_accepting_ra: vec!["eth0".into()],
         });
         let keys: Vec<&str> = plan.sysctls.iter().map(|it| it.key.as_str()).collect();

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::address::{self, MadeAddress};
 use crate::dns::{self, MadeDns};
 use crate::error::HostError;
+use crate::firewall::passage::{self, MadePassage};
 use crate::firewall::{self, MadeFirewall};
 use crate::journal::{Journal, Leftover};
 use crate::link::{self, MadeLink};
@@ -351,6 +352,7 @@ pub(crate) enum Outcome {
 #[serde(tag = "what", rename_all = "snake_case")]
 pub(crate) enum Made {
     Firewall(MadeFirewall),
+    Passage(MadePassage),
     Sysctl(MadeSysctl),
     Link(MadeLink),
     Address(MadeAddress),
@@ -372,6 +374,7 @@ impl Made {
             let made = match change {
                 again if !said.insert(again) => None,
                 Change::Firewall(it) => Some(Made::Firewall(MadeFirewall::new(it))),
+                Change::Passage(it) => passage::prepare(it)?.map(Made::Passage),
                 Change::Sysctl(it) => sysctl::prepare(it)?.map(Made::Sysctl),
                 Change::Link(it) => link::prepare(netlink, it)?.map(Made::Link),
                 Change::Address(it) => address::prepare(netlink, it)?.map(Made::Address),
@@ -388,6 +391,7 @@ impl Made {
         match (self, change) {
             (Made::Firewall(_), Change::Firewall(firewall)) => firewall::load(firewall, journal.lock()),
             (Made::Firewall(_), _) => Ok(()),
+            (Made::Passage(it), _) => passage::make(it, journal.lock()),
             (Made::Sysctl(it), _) => sysctl::make(it, journal.path()),
             (Made::Link(it), _) => link::make(netlink, it),
             (Made::Address(it), _) => address::make(netlink, it),
@@ -400,6 +404,7 @@ impl Made {
     fn undo(&self, netlink: &mut Netlink, journal: &Journal) -> Result<Outcome, HostError> {
         match self {
             Made::Firewall(it) => firewall::undo(it, journal.lock()),
+            Made::Passage(it) => passage::undo(it, journal.lock()),
             Made::Sysctl(it) => sysctl::undo(it, journal.path()),
             Made::Link(it) => link::undo(netlink, it),
             Made::Address(it) => address::undo(netlink, it),
@@ -424,6 +429,7 @@ impl fmt::Display for Made {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Made::Firewall(it) => write!(f, "nft {it}"),
+            Made::Passage(it) => write!(f, "nft {it}"),
             Made::Sysctl(it) => write!(f, "sysctl {it}"),
             Made::Link(it) => write!(f, "link {it}"),
             Made::Address(it) => write!(f, "address {it}"),

@@ -33,13 +33,16 @@ mod sysctl;
 
 pub use client::{ClientHost, RouteTable, client_plan};
 pub use error::HostError;
-pub use firewall::{ClientFirewall, Firewall, GatewayFirewall, Listener, Transport, foreign_forward_drops};
-pub use gateway::{GatewayHost, gateway_plan};
+pub use firewall::{
+    Allowed, ClientFirewall, Exposed, Firewall, GatewayFirewall, Listener, Passage, Ports, Reach, Transport,
+    foreign_forward_drops,
+};
+pub use gateway::{GatewayHost, gateway_plan, private_networks};
 pub use guard::{Guard, Report, apply, undo_journal};
 pub use link::link_exists;
 pub use plan::{Address, Change, Dns, Family, Fwmark, Hop, Link, MAIN_TABLE, Plan, Route, Rule, Sysctl};
 pub use room::furnish;
-pub use route::{auto_mtu, find_free_table, route_mtu};
+pub use route::{Way, auto_mtu, find_free_table, route_mtu, way_to};
 pub use rule::find_free_priority;
 pub use surroundings::{Surroundings, surroundings};
 pub use sysctl::{ipv6_enabled, links_accepting_router_advertisements};

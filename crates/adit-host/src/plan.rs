@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::firewall::Firewall;
+use crate::firewall::{Firewall, Passage};
 
 /// The number of the main routing table.
 pub const MAIN_TABLE: u32 = 254;
@@ -14,6 +14,7 @@ pub const MAIN_TABLE: u32 = 254;
 #[serde(default, deny_unknown_fields)]
 pub struct Plan {
     pub firewalls: Vec<Firewall>,
+    pub passages: Vec<Passage>,
     pub sysctls: Vec<Sysctl>,
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
@@ -26,13 +27,21 @@ impl Plan {
     /// Every change in the order it is made: filters before anything can flow, DNS last.
     pub fn changes(&self) -> impl Iterator<Item = Change> + '_ {
         let firewalls = self.firewalls.iter().cloned().map(Change::Firewall);
+        let passages = self.passages.iter().cloned().map(Change::Passage);
         let sysctls = self.sysctls.iter().cloned().map(Change::Sysctl);
         let links = self.links.iter().cloned().map(Change::Link);
         let addresses = self.addresses.iter().cloned().map(Change::Address);
         let routes = self.routes.iter().cloned().map(Change::Route);
         let rules = self.rules.iter().cloned().map(Change::Rule);
         let dns = self.dns.iter().cloned().map(Change::Dns);
-        firewalls.chain(sysctls).chain(links).chain(addresses).chain(routes).chain(rules).chain(dns)
+        firewalls
+            .chain(passages)
+            .chain(sysctls)
+            .chain(links)
+            .chain(addresses)
+            .chain(routes)
+            .chain(rules)
+            .chain(dns)
     }
 }
 
@@ -50,6 +59,7 @@ impl fmt::Display for Plan {
 #[serde(rename_all = "snake_case")]
 pub enum Change {
     Firewall(Firewall),
+    Passage(Passage),
     Sysctl(Sysctl),
     Link(Link),
     Address(Address),
@@ -62,6 +72,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Change::Firewall(x) => write!(f, "nft      {x}"),
+            Change::Passage(x) => write!(f, "nft      {x}"),
             Change::Sysctl(x) => write!(f, "sysctl   {x}"),
             Change::Link(x) => write!(f, "link     {x}"),
             Change::Address(x) => write!(f, "address  {x}"),

@@ -42,6 +42,40 @@ pub fn find_free_table(start: u32) -> Result<u32, HostError> {
 /// `fwmark` is the mark of the asking socket, 0 for none: with a full tunnel up, only a marked packet sees the uplink.
 pub fn route_mtu(destination: IpAddr, fwmark: u32) -> Result<Option<u32>, HostError> {
     let mut netlink = Netlink::open()?;
+    let Some(answer) = ask(&mut netlink, destination, fwmark)? else { return Ok(None) };
+    let Some(found) = Found::read(&answer) else { return Ok(None) };
+    Ok(found.mtu(&link::list(&mut netlink)?))
+}
+
+/// Which way packets to a destination leave this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Way {
+    /// The address they come from.
+    pub source: Option<IpAddr>,
+    /// The index of the interface.
+    pub link_index: u32,
+    /// The router, when there is one.
+    pub gateway: Option<IpAddr>,
+}
+
+/// The way to `destination` for sockets with this mark (0 for none); `None` when there is none.
+pub fn way_to(destination: IpAddr, fwmark: u32) -> Result<Option<Way>, HostError> {
+    let Some(answer) = ask(&mut Netlink::open()?, destination, fwmark)? else { return Ok(None) };
+    let mut way = Way { source: None, link_index: 0, gateway: None };
+    for attribute in answer.attributes {
+        match attribute {
+            RouteAttribute::PrefSource(RouteAddress::Inet(it)) => way.source = Some(it.into()),
+            RouteAttribute::PrefSource(RouteAddress::Inet6(it)) => way.source = Some(it.into()),
+            RouteAttribute::Gateway(RouteAddress::Inet(it)) => way.gateway = Some(it.into()),
+            RouteAttribute::Gateway(RouteAddress::Inet6(it)) => way.gateway = Some(it.into()),
+            RouteAttribute::Oif(index) => way.link_index = index,
+            _ => {}
+        }
+    }
+    Ok(Some(way))
+}
+
+fn ask(netlink: &mut Netlink, destination: IpAddr, fwmark: u32) -> Result<Option<RouteMessage>, HostError> {
     let mut ask = RouteMessage::default();
     ask.header.address_family = family(Family::of(destination));
     ask.header.destination_prefix_length = if destination.is_ipv4() { 32 } else { 128 };
@@ -49,14 +83,12 @@ pub fn route_mtu(destination: IpAddr, fwmark: u32) -> Result<Option<u32>, HostEr
     if fwmark != 0 {
         ask.attributes.push(RouteAttribute::Mark(fwmark));
     }
-    let answer = match netlink.get(RouteNetlinkMessage::GetRoute(ask)) {
-        Ok(RouteNetlinkMessage::NewRoute(answer)) => answer,
-        Ok(_) => return Ok(None),
-        Err(error) if is_unreachable(&error) => return Ok(None),
-        Err(error) => return Err(HostError::kernel(format!("look up the route to {destination}"), error)),
-    };
-    let Some(found) = Found::read(&answer) else { return Ok(None) };
-    Ok(found.mtu(&link::list(&mut netlink)?))
+    match netlink.get(RouteNetlinkMessage::GetRoute(ask)) {
+        Ok(RouteNetlinkMessage::NewRoute(answer)) => Ok(Some(answer)),
+        Ok(_) => Ok(None),
+        Err(error) if is_unreachable(&error) => Ok(None),
+        Err(error) => Err(HostError::kernel(format!("look up the route to {destination}"), error)),
+    }
 }
 
 /// The inside MTU for a tunnel to these endpoints, in bytes: the smallest path MTU less 80, and at least 1280.

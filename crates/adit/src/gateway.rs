@@ -9,13 +9,14 @@
 
 mod invited;
 mod peers;
+mod reach;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use adit_host::{GatewayHost, Guard, Listener, Plan, Transport};
+use adit_host::{GatewayHost, Guard, Listener, Passage, Plan, Transport};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::Command;
@@ -109,6 +110,10 @@ const LIVE: &[&str] = &[
     "gateway.fwmark",
     "gateway.masquerade",
     "gateway.client_to_client",
+    "gateway.lan",
+    "gateway.allow",
+    "gateway.expose",
+    "gateway.pass_firewalls",
     "gateway.inside_api",
     "gateway.metrics",
     "gateway.metrics_beyond_loopback",
@@ -149,6 +154,7 @@ impl Gateway {
         let invited = Invited::load(home, &config);
         let guard = adit_host::apply(&plan(&config, &invited, port, mtu_bytes), &journal)?;
         warn_of_foreign_drops(&config);
+        warn_of_unknown_names(&config);
         warn_of_default_routes(&config.peers, &[]);
         let to_greet = introduce_peers(&instance, &config, &before);
         instance.driver.apply(invited.introduction(&Invited::default()));
@@ -272,6 +278,7 @@ impl Gateway {
             }
         }
         warn_of_default_routes(&new.peers, &self.config.peers);
+        warn_of_unknown_names(&new);
         self.config = new;
         Ok(Changes { needs_restart, ..changes })
     }
@@ -368,12 +375,42 @@ fn describe(instance: &mut Instance, config: &Config, mtu_bytes: u32) {
     instance.endpoints.ask_for_missing();
 }
 
-/// In nftables the drop of another table is final, so only the administrator can open it.
+/// The chains of others that are let pass.
+fn passages(config: &Config) -> Vec<Passage> {
+    if config.gateway.pass_firewalls { foreign_drops(config) } else { Vec::new() }
+}
+
+fn foreign_drops(config: &Config) -> Vec<Passage> {
+    let has_ipv6 = config.gateway.network6.is_some();
+    let mut drops = adit_host::foreign_forward_drops(config.gateway.interface.as_str());
+    drops.retain(|it| it.family != "ip6" || has_ipv6);
+    drops
+}
+
+fn warn_of_unknown_names(config: &Config) {
+    for name in reach::unknown_peers(config) {
+        tracing::warn!(
+            "`allow` or `expose` names {name}, but no peer has this name: nothing is allowed by that"
+        );
+    }
+}
+
+/// In nftables the drop of another table is final, so only there can it be opened.
 fn warn_of_foreign_drops(config: &Config) {
+    for name in reach::unknown_peers(config) {
+        tracing::warn!(
+            "`allow` or `expose` names {name}, but no peer has this name: nothing is allowed by that"
+        );
+    }
     let link = &config.gateway.interface;
-    let has_ipv6 = config.gateway.addresses().iter().any(|net| net.addr().is_ipv6());
-    for chain in adit_host::foreign_forward_drops(&link.to_string()) {
-        if chain.starts_with("ip6 ") && !has_ipv6 {
+    for passage in foreign_drops(config) {
+        let Passage { family, table, chain, .. } = &passage;
+        let chain = format!("{family} {table} {chain}");
+        if config.gateway.pass_firewalls {
+            tracing::info!(
+                "the firewall chain {chain} (not ours) drops what is forwarded: two rules at its head let {link} \
+                 pass while the gateway runs (`pass_firewalls = false` leaves them out)"
+            );
             continue;
         }
         tracing::warn!(
@@ -409,7 +446,9 @@ fn plan(config: &Config, invited: &Invited, port: u16, mtu_bytes: u32) -> Plan {
         invited: invited.addresses(),
         masquerade: gateway.masquerade,
         client_to_client: gateway.client_to_client,
-        denied: Vec::new(),
+        denied: adit_host::private_networks(),
+        reach: reach::of(config),
+        passages: passages(config),
         links_accepting_ra: adit_host::links_accepting_router_advertisements(),
     })
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use nftables::batch::Batch;
@@ -10,13 +11,16 @@ use nftables::expr::{
     PayloadField, Prefix, RT, RTKey, Range, SetItem, TcpOption,
 };
 use nftables::schema::{Chain, NfListObject, Rule, Table};
-use nftables::stmt::{Mangle, Match, NAT, NATFlag, Operator, Statement};
+use nftables::stmt::{Mangle, Match, NAT, NATFamily, NATFlag, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde_json::Value;
+
+use crate::plan::Family;
 
 pub(super) const RAW: i32 = -300;
 pub(super) const MANGLE: i32 = -150;
 pub(super) const FILTER: i32 = 0;
+pub(super) const DSTNAT: i32 = -100;
 pub(super) const SRCNAT: i32 = 100;
 
 /// A table being written.
@@ -48,7 +52,7 @@ impl Builder {
         }));
     }
 
-    pub(super) fn rule<const N: usize>(&mut self, chain: &'static str, statements: [Statement<'static>; N]) {
+    pub(super) fn rule(&mut self, chain: &'static str, statements: impl Into<Vec<Stmt>>) {
         self.batch.add(NfListObject::Rule(Rule {
             family: NfFamily::INet,
             table: self.name.clone().into(),
@@ -63,9 +67,15 @@ pub(super) fn json(batch: Batch<'_>) -> Value {
     let mut transaction = serde_json::json!(batch.to_nftables());
     let objects = transaction["nftables"].as_array_mut().into_iter().flatten();
     let statements = objects.filter_map(|it| it.pointer_mut("/add/rule/expr")?.as_array_mut()).flatten();
-    // The crate writes this one statement as a string, which nft does not take.
-    for notrack in statements.filter(|it| *it == "notrack") {
-        *notrack = serde_json::json!({ "notrack": null });
+    for statement in statements {
+        // The crate writes this one statement as a string, which nft does not take.
+        if statement == "notrack" {
+            *statement = serde_json::json!({ "notrack": null });
+        }
+        // And flags in any order.
+        if let Some(flags) = statement.pointer_mut("/match/left/fib/flags").and_then(Value::as_array_mut) {
+            flags.sort_by_key(|it| it.as_str().map(str::to_owned));
+        }
     }
     transaction
 }
@@ -128,19 +138,10 @@ pub(super) fn meta_is_not(key: MetaKey, value: &str) -> Stmt {
 
 pub(super) fn in_network(field: &'static str, net: IpNet) -> Stmt {
     let (protocol, family) = if net.addr().is_ipv4() { ("ip", "ipv4") } else { ("ip6", "ipv6") };
-    if net.prefix_len() == 0 {
-        return meta_is(MetaKey::Nfproto, family);
+    match net.prefix_len() {
+        0 => meta_is(MetaKey::Nfproto, family),
+        _ => is(payload(protocol, field), network(&net)),
     }
-    let net = net.trunc();
-    let address = string(&net.addr().to_string());
-    let right = match net.prefix_len() == net.max_prefix_len() {
-        true => address,
-        false => Expression::Named(NamedExpression::Prefix(Prefix {
-            addr: Box::new(address),
-            len: net.prefix_len().into(),
-        })),
-    };
-    is(payload(protocol, field), right)
 }
 
 pub(super) fn is_reply() -> Stmt {
@@ -170,4 +171,79 @@ pub(super) fn masquerade(ports: Option<(u16, u16)>) -> Stmt {
     });
     let flags = Some(HashSet::from([NATFlag::FullyRandom]));
     Statement::Masquerade(Some(NAT { addr: None, family: None, port, flags }))
+}
+
+/// Whether the way back to the source leads through another interface, or nowhere (RFC 3704).
+pub(super) fn source_is_elsewhere() -> Stmt {
+    let flags = HashSet::from([FibFlag::Saddr, FibFlag::Iif]);
+    let way = Expression::Named(NamedExpression::Fib(Fib { result: FibResult::Oif, flags }));
+    is(way, Expression::Boolean(false))
+}
+
+/// Whether the way back to the source leads through `link`.
+pub(super) fn source_is_behind(link: &str) -> Stmt {
+    let flags = HashSet::from([FibFlag::Saddr]);
+    let way = Expression::Named(NamedExpression::Fib(Fib { result: FibResult::Oifname, flags }));
+    is(way, string(link))
+}
+
+pub(super) fn source_is_ours() -> Stmt {
+    is(fib(FibFlag::Saddr), string("local"))
+}
+
+pub(super) fn is_translated() -> Stmt {
+    matches(ct("status"), Operator::IN, string("dnat"))
+}
+
+/// The networks of one family, each only once.
+pub(super) fn nets_of(nets: &[IpNet], family: Family) -> Vec<IpNet> {
+    let of_family = nets.iter().filter(|net| Family::of(net.addr()) == family).map(IpNet::trunc).collect();
+    IpNet::aggregate(&of_family)
+}
+
+/// The condition that an address is in any of these networks of one family; `None` for no networks.
+pub(super) fn any_of(field: &'static str, nets: &[IpNet]) -> Option<Stmt> {
+    match nets {
+        [] => None,
+        [net] => Some(in_network(field, *net)),
+        [first, ..] => {
+            let protocol = if first.addr().is_ipv4() { "ip" } else { "ip6" };
+            Some(is(payload(protocol, field), set(nets.iter().map(network).collect())))
+        }
+    }
+}
+
+pub(super) fn network(net: &IpNet) -> Expr {
+    let address = string(&net.network().to_string());
+    match net.prefix_len() == net.max_prefix_len() {
+        true => address,
+        false => Expression::Named(NamedExpression::Prefix(Prefix {
+            addr: Box::new(address),
+            len: net.prefix_len().into(),
+        })),
+    }
+}
+
+/// A port, or the ports from `first` to `last`.
+pub(super) fn in_range(first: u16, last: u16) -> Expr {
+    match first == last {
+        true => number(first.into()),
+        false => Expression::Range(Box::new(Range { range: [number(first.into()), number(last.into())] })),
+    }
+}
+
+pub(super) fn translate_to(to: IpAddr, port: u16) -> Stmt {
+    let family = if to.is_ipv4() { NATFamily::IP } else { NATFamily::IP6 };
+    Statement::DNAT(Some(NAT {
+        addr: Some(string(&to.to_string())),
+        family: Some(family),
+        port: Some(number(port.into())),
+        flags: None,
+    }))
+}
+
+/// Lowers the MSS of a SYN to `bytes`; a lower one stays.
+pub(super) fn clamp_mss_to(bytes: u32) -> Stmt {
+    let option = TcpOption { name: "maxseg".into(), field: Some("size".into()) };
+    assign(Expression::Named(NamedExpression::TcpOption(option)), number(bytes))
 }

@@ -47,6 +47,8 @@ fn gateway() -> Plan {
         masquerade: true,
         client_to_client: false,
         denied: vec!["169.254.0.0/16".parse().unwrap()],
+        reach: adit_host::Reach::default(),
+        passages: Vec::new(),
         links_accepting_ra: adit_host::links_accepting_router_advertisements(),
     })
 }
@@ -268,7 +270,8 @@ fn a_chain_of_others_that_drops_what_we_forward_is_found() {
         let host = Host::new();
         let guard = apply(&gateway(), &host.journal()).unwrap();
         let nft = |line: &str| run("nft", &[line]);
-        let found = || adit_host::foreign_forward_drops("adit0");
+        let named = |it: adit_host::Passage| format!("{} {} {}", it.family, it.table, it.chain);
+        let found = || adit_host::foreign_forward_drops("adit0").into_iter().map(named).collect::<Vec<_>>();
         nft("add table ip filter");
         nft("add chain ip filter INPUT { type filter hook input priority 0; policy drop; }");
         nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy accept; }");

@@ -14,7 +14,9 @@ pub mod diagnostic;
 mod document;
 mod host_port;
 pub mod name;
+mod network;
 mod raw;
+pub mod reach;
 mod reader;
 mod service_url;
 #[cfg(test)]
@@ -37,8 +39,10 @@ pub use self::diagnostic::{Complaint, Report, Source};
 pub use self::document::Document;
 pub use self::host_port::parse_listen;
 pub use self::name::{InterfaceName, PeerName};
+pub(crate) use self::network::{parse_network, parse_network6, parse_prefix};
 pub use self::raw::{KEYS, Key, Kind, Layers, Origin, RawConfig};
-pub(crate) use self::reader::{parse_network, parse_network6, parse_prefix, parse_tag};
+use self::reach::Reach;
+pub(crate) use self::reader::parse_tag;
 pub use self::service_url::ServiceUrl;
 pub use self::value::{Lanes, Mtu, Offload, parse_fwmark, parse_keepalive, parse_lanes, parse_log_format};
 pub use self::value::{
@@ -90,6 +94,10 @@ pub struct Gateway {
     pub masquerade: bool,
     /// Whether clients reach each other.
     pub client_to_client: bool,
+    /// What clients reach beyond the two switches above.
+    pub reach: Reach,
+    /// Whether the tunnel passes forward chains of other programs that drop by default.
+    pub pass_firewalls: bool,
     /// Whether the kernel's offloads are used.
     pub offload: Offload,
     /// How many lanes carry packets.
@@ -240,6 +248,11 @@ impl Peer {
             enabled: true,
             tags: Vec::new(),
         }
+    }
+
+    /// The networks behind the peer, beyond its own addresses.
+    pub fn networks(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.extra_allowed_ips.iter().copied()
     }
 
     /// What the peer may send from and is sent to: its addresses, then the networks behind it.

@@ -2,18 +2,19 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::str::FromStr;
 
 use adit_proto::key::{PresharedKey, PublicKey, StaticSecret};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use zeroize::Zeroizing;
 
 use super::client;
 use super::diagnostic::{Complaint, Place, Report};
 use super::host_port::parse_listen;
+use super::network::{parse_allowed_ip, parse_lease, parse_network, parse_network6, parse_route};
 use super::raw::{Item, KEYS, Raw, RawConfig, RawPeer, find};
+use super::reach::{Exposure, Reach, Transport};
 use super::service_url::ServiceUrl;
 use super::value::{
     number, parse_event_level, parse_fwmark, parse_inside_api, parse_keepalive, parse_lanes,
@@ -112,6 +113,9 @@ impl Reader {
         let fwmark = self.setting("gateway.fwmark", parse_fwmark);
         let masquerade = self.setting("gateway.masquerade", parse_switch);
         let client_to_client = self.setting("gateway.client_to_client", parse_switch);
+        let expose_place = self.place("gateway.expose");
+        let reach = self.reach();
+        let pass_firewalls = self.setting("gateway.pass_firewalls", parse_switch);
         let offload = self.setting("gateway.offload", parse_offload);
         let lanes = self.setting("gateway.lanes", parse_lanes);
         let inside_place = self.place("gateway.inside_api");
@@ -126,6 +130,11 @@ impl Reader {
             let fix = "choose another port for one of the two, or write `inside_api = \"off\"`";
             let reason = format!("the inside API cannot have UDP port {port}, peers are listened to there");
             self.raw.report.push(inside_place, Complaint::new(reason, fix));
+        }
+        let taken = |it: &&Exposure| Some(it.port) == listen_port && it.transport == Transport::Udp;
+        if let Some(exposure) = reach.iter().flat_map(|it| &it.expose).find(taken) {
+            let reason = format!("UDP port {} is where peers are listened to", exposure.port);
+            self.raw.report.push(expose_place, Complaint::new(reason, "expose another port"));
         }
         if let (Some(Mtu::Bytes(..1280)), Some(Some(_))) = (mtu, network6) {
             let complaint = Complaint::new(
@@ -145,6 +154,8 @@ impl Reader {
             fwmark: fwmark?,
             masquerade: masquerade?,
             client_to_client: client_to_client?,
+            reach: reach?,
+            pass_firewalls: pass_firewalls?,
             offload: offload?,
             lanes: lanes?,
             inside_api: inside_api?,
@@ -226,6 +237,7 @@ impl Reader {
         let addresses = self.list(&mut raw, "addresses", |text| parse_lease(text, gateway));
         let allowed_ips = self.list(&mut raw, "allowed_ips", parse_allowed_ip);
         let tags = self.list(&mut raw, "tags", parse_tag);
+        let routes = self.list(&mut raw, "routes", parse_route);
 
         let label = name.as_ref().map_or("another peer".to_owned(), |(name, _)| format!("peer `{name}`"));
         if let Some((name, place)) = &name {
@@ -241,6 +253,7 @@ impl Reader {
             self.raw.report.push(raw.place.clone(), Complaint::new(format!("{label} has no address"), fix));
         }
         let leases = addresses.iter().flatten().map(|(address, place)| (IpNet::from(*address), place));
+        let allowed_ips = allowed_ips.zip(routes).map(|(ips, routes)| [ips, routes].concat());
         let networks = allowed_ips.iter().flatten().map(|(network, place)| (*network, place));
         for (prefix, place) in leases.chain(networks) {
             let what = format!("{prefix}");
@@ -311,10 +324,32 @@ impl Reader {
         }
     }
 
+    fn reach(&mut self) -> Option<Reach> {
+        let has_rules = self.raw.settings.contains_key("gateway.allow");
+        let lan = self.words("gateway.lan", parse_allowed_ip);
+        let allow = self.phrases("gateway.allow", str::parse);
+        let expose = self.phrases("gateway.expose", str::parse);
+        Some(Reach { lan: lan?, allow: Some(allow?).filter(|_| has_rules), expose: expose? })
+    }
+
     /// A list. Each item may name several, so that a variable and a flag can name as many as the file.
     pub(super) fn words<T>(
         &mut self,
         path: &str,
+        parse: impl Fn(&str) -> Result<T, Complaint>,
+    ) -> Option<Vec<T>> {
+        self.pieces(path, &[' ', ',', '\t', '\n'], parse)
+    }
+
+    /// A list of what has spaces in it; commas part those of one item.
+    fn phrases<T>(&mut self, path: &str, parse: impl Fn(&str) -> Result<T, Complaint>) -> Option<Vec<T>> {
+        self.pieces(path, &[',', '\n'], parse)
+    }
+
+    fn pieces<T>(
+        &mut self,
+        path: &str,
+        separators: &[char],
         parse: impl Fn(&str) -> Result<T, Complaint>,
     ) -> Option<Vec<T>> {
         let key = KEYS.iter().find(|key| key.path() == path)?;
@@ -327,7 +362,7 @@ impl Reader {
         let mut words = Vec::new();
         let mut is_right = true;
         for item in &items {
-            let texts = item.text.split([' ', ',', '\t', '\n']).filter(|text| !text.is_empty());
+            let texts = item.text.split(separators).map(str::trim).filter(|text| !text.is_empty());
             for text in texts {
                 match parse(text) {
                     Ok(word) => words.push(word),
@@ -469,106 +504,10 @@ fn parse_log_file(text: &str, directory: &Path) -> Result<LogTarget, Complaint> 
     })
 }
 
-pub(crate) fn parse_network(text: &str) -> Result<Ipv4Net, Complaint> {
-    const FIX: &str = "write a private network like \"10.86.0.0/24\"";
-    let network: Ipv4Net =
-        text.parse().map_err(|_| Complaint::new(format!("`{text}` is not an IPv4 network"), FIX))?;
-    check_host_bits(text, network, network.trunc())?;
-    let address = network.network();
-    if !(8..=30).contains(&network.prefix_len()) {
-        return Err(Complaint::new(
-            "the network is too large or has no room for peers",
-            "use /8 to /30, for example /24",
-        ));
-    }
-    if address.is_loopback() || address.is_multicast() || address.is_link_local() || address.octets()[0] == 0
-    {
-        return Err(Complaint::new(format!("`{text}` is reserved for something else"), FIX));
-    }
-    Ok(network)
-}
-
-pub(crate) fn parse_network6(text: &str) -> Result<Ipv6Net, Complaint> {
-    const FIX: &str = "write a private network like \"fd12:3456:789a::/64\"";
-    let network: Ipv6Net =
-        text.parse().map_err(|_| Complaint::new(format!("`{text}` is not an IPv6 network"), FIX))?;
-    check_host_bits(text, network, network.trunc())?;
-    if !(32..=126).contains(&network.prefix_len()) {
-        return Err(Complaint::new(
-            "the network is too large or has no room for peers",
-            "use /32 to /126, for example /64",
-        ));
-    }
-    let address = network.network();
-    let reserved =
-        address.is_multicast() || address.is_unicast_link_local() || address.segments()[..4] == [0; 4];
-    if reserved {
-        return Err(Complaint::new(format!("`{text}` is reserved for something else"), FIX));
-    }
-    Ok(network)
-}
-
-fn parse_lease(text: &str, gateway: Option<&Gateway>) -> Result<IpAddr, Complaint> {
-    let address: IpAddr = text.parse().map_err(|_| {
-        Complaint::new(
-            format!("`{text}` is not an address"),
-            "write one address without /length; networks behind the peer go into `allowed_ips`",
-        )
-    })?;
-    let Some(gateway) = gateway else { return Ok(address) };
-    let own = gateway.addresses();
-    let Some(network) = own.iter().find(|network| network.contains(&address)) else {
-        let networks: Vec<String> = own.iter().map(|network| network.trunc().to_string()).collect();
-        return Err(Complaint::new(
-            format!("{address} is outside the networks of the gateway"),
-            format!("choose a free address in {}", networks.join(" or ")),
-        ));
-    };
-    let taken = if network.addr() == address {
-        "the gateway itself"
-    } else if network.network() == address {
-        "the network"
-    } else if address.is_ipv4() && network.broadcast() == address {
-        "broadcasts"
-    } else {
-        return Ok(address);
-    };
-    Err(Complaint::new(format!("{address} is the address of {taken}"), "choose another address"))
-}
-
 /// A word that peers are sorted by.
 pub(crate) fn parse_tag(text: &str) -> Result<String, Complaint> {
     let name: super::PeerName = text.parse().map_err(|complaint: Complaint| {
         Complaint::new(format!("`{}` is no tag", super::diagnostic::escape(text)), complaint.fix)
     })?;
     Ok(name.to_string())
-}
-
-pub(super) fn parse_allowed_ip(text: &str) -> Result<IpNet, Complaint> {
-    let network = parse_prefix(text)?;
-    check_host_bits(text, network, network.trunc())?;
-    Ok(network)
-}
-
-/// A network, or an address as the network of itself.
-pub(crate) fn parse_prefix(text: &str) -> Result<IpNet, Complaint> {
-    let parsed = IpNet::from_str(text).ok().or_else(|| IpAddr::from_str(text).ok().map(IpNet::from));
-    parsed.ok_or_else(|| {
-        Complaint::new(
-            format!("`{text}` is not a network"),
-            "write an address and a length, for example 192.168.1.0/24 or 2001:db8::/32",
-        )
-    })
-}
-
-fn check_host_bits<T: PartialEq + std::fmt::Display>(
-    text: &str,
-    given: T,
-    truncated: T,
-) -> Result<(), Complaint> {
-    if given == truncated {
-        return Ok(());
-    }
-    let reason = format!("`{text}` is an address in a network, not the network");
-    Err(Complaint::new(reason, format!("write \"{truncated}\"")))
 }

@@ -472,6 +472,31 @@ fn the_services_that_tell_an_address_may_be_named() {
 }
 
 #[test]
+fn rules_lists_and_exposed_ports_are_understood_or_pointed_at() {
+    let config = parse(&minimal(
+        "lan = [\"192.168.7.0/24\"]\nallow = [\"a -> *\", \"b -> a:443, b -> a:80\"]\n\
+                                 expose = [\"443 -> a\"]\n",
+    ))
+    .unwrap();
+    let reach = &config.gateway.reach;
+    assert_eq!((reach.lan.len(), reach.allow.as_ref().map(Vec::len), reach.expose.len()), (1, Some(3), 1));
+    assert!(config.gateway.pass_firewalls);
+    assert_eq!(parse(&minimal("")).unwrap().gateway.reach, reach::Reach::default());
+    assert_eq!(
+        parse(&minimal("allow = []\n")).unwrap().gateway.reach.allow,
+        Some(Vec::new()),
+        "nothing at all"
+    );
+    for wrong in ["allow = [\"a\"]", "lan = [\"192.168.7.1/24\"]", "expose = [\"51820/udp -> a\"]"] {
+        assert!(parse(&minimal(&format!("{wrong}\n"))).is_err(), "{wrong}");
+    }
+}
+
+fn minimal(lines: &str) -> String {
+    format!("config_version = 1\n[gateway]\nprivate_key = \"{KEY}\"\n{lines}")
+}
+
+#[test]
 fn a_file_for_adit_ip_needs_no_gateway_in_it() {
     let directory = tempfile::tempdir().unwrap();
     let home = Home::new(Some(directory.path())).unwrap();

@@ -196,6 +196,7 @@ mod tests {
             rate: Some(Rate { over_millis: 5_000, rx_lost_ppm: Some(25_000), ..Rate::default() }),
             staged: 3,
             has_session: true,
+            path_mtu_bytes: None,
         };
         let silent = PeerReport {
             name: None,

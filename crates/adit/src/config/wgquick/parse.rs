@@ -12,7 +12,7 @@ use super::{Hook, HookTime, Hooks, Interface, PeerSection, Table, WgQuick};
 use crate::config::client::{accept, client_keys};
 use crate::config::diagnostic::{Complaint, Place, Report, Source, did_you_mean, unknown_name};
 use crate::config::host_port::{is_name, port_number};
-use crate::config::reader::parse_prefix;
+use crate::config::network::parse_prefix;
 use crate::config::value::{parse_fwmark, parse_keepalive, parse_mtu, parse_suite, parse_switch};
 use crate::config::{Key, Kind, Mtu, PeerName, ProfileSetting};
 use crate::keys::{self, KeyError};
