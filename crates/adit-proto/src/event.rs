@@ -3,6 +3,7 @@
 use core::time::Duration;
 use std::sync::Arc;
 
+use crate::allowance::{AllowanceStatus, Limits};
 use crate::allowed_ips::Prefix;
 use crate::endpoint::Endpoint;
 use crate::key::{PresharedKey, PublicKey, StaticSecret};
@@ -10,6 +11,7 @@ use crate::keypair::Keypair;
 use crate::packet::Ecn;
 use crate::path::Path;
 use crate::pmtu::Probe;
+use crate::reason::DropReason;
 use crate::suite::Suite;
 use crate::time::{Instant, Tai64n, UnixTime};
 
@@ -51,6 +53,8 @@ pub struct PeerUpdate {
     pub replace_allowed_ips: bool,
     /// Then add or remove these, in order.
     pub allowed_ips: Vec<AllowedIpChange>,
+    /// What the peer may use from now on.
+    pub limits: Option<Box<Limits>>,
 }
 
 /// One change of a peer's allowed IPs.
@@ -75,6 +79,7 @@ impl PeerUpdate {
             timestamps: Timestamps::default(),
             replace_allowed_ips: false,
             allowed_ips: Vec::new(),
+            limits: None,
         }
     }
 }
@@ -112,6 +117,8 @@ pub enum Notice {
     LargeSent(Arc<Path>),
     /// A peer's question or answer about the size of packets.
     Probe(Arc<Path>, Probe),
+    /// A limit refused what a peer sent; this ICMP error tells the peer.
+    Refused(Arc<Path>, Box<[u8]>),
     /// A handshake message with a valid mac1.
     Handshake(HandshakeDatagram),
 }
@@ -174,6 +181,13 @@ pub enum Event {
         /// The peer.
         peer: PublicKey,
     },
+    /// A peer's access ended or began.
+    AccessChanged {
+        /// The peer.
+        peer: PublicKey,
+        /// Why it ended: it expired, or the hours are over. `None` when it began.
+        shut: Option<DropReason>,
+    },
     /// A peer moved to another endpoint.
     Roamed {
         /// The peer.
@@ -230,4 +244,6 @@ pub struct PeerStatus {
     pub staged: usize,
     /// The largest inside packet that arrives, where the way is narrower than our device.
     pub path_mtu: Option<usize>,
+    /// How what the peer may use stands.
+    pub allowance: AllowanceStatus,
 }

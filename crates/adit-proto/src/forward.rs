@@ -11,16 +11,19 @@
 //! published state: routes and paths, receiver indices, mac1 keys; but for a peer's endpoint, which follows the
 //! packet that the lane has just opened ([`crate::path`]).
 
+use core::net::IpAddr;
 use core::ops::Range;
 use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::Arc;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
+use crate::allowance::Direction;
 use crate::allowed_ips::Routes;
 use crate::cookie::{CookieSecret, Mac1Keys};
 use crate::endpoint::{Carrier, Endpoint};
 use crate::event::{HandshakeDatagram, Notice};
+use crate::icmp;
 use crate::index::IndexTable;
 use crate::keypair::{Keypair, blocks_of};
 use crate::packet::{Ecn, InsideHeader, ecn_decapsulate};
@@ -44,6 +47,7 @@ pub struct Forwarding {
     pub(crate) mac1_keys: ArcSwapOption<Mac1Keys>,
     pub(crate) cookie_secret: ArcSwapOption<CookieSecret>,
     mtu_bytes: AtomicUsize,
+    own_addresses: ArcSwap<Vec<IpAddr>>,
 }
 
 /// Cryptokey routing: the longest prefix names a slot, the slot names a path.
@@ -54,7 +58,7 @@ pub(crate) struct RouteTable {
 }
 
 impl RouteTable {
-    fn path(&self, address: core::net::IpAddr) -> Option<&Arc<Path>> {
+    fn path(&self, address: IpAddr) -> Option<&Arc<Path>> {
         self.paths.get(self.routes.lookup(address)? as usize)?.as_ref()
     }
 }
@@ -99,11 +103,12 @@ impl Forwarding {
             mac1_keys: ArcSwapOption::empty(),
             cookie_secret: ArcSwapOption::empty(),
             mtu_bytes: AtomicUsize::new(DEFAULT_MTU_BYTES),
+            own_addresses: ArcSwap::default(),
         }
     }
 
     /// The peer whose allowed IPs hold `address`: only it may send from there.
-    pub fn path_of(&self, address: core::net::IpAddr) -> Option<Arc<Path>> {
+    pub fn path_of(&self, address: IpAddr) -> Option<Arc<Path>> {
         self.table.load().path(address).cloned()
     }
 
@@ -113,6 +118,11 @@ impl Forwarding {
         let Some(path) = table.path(header.destination) else {
             return self.refuse(DropReason::NoRoute);
         };
+        if !path.allowance.is_open()
+            && let Err(reason) = self.admit(now, path, Direction::Outbound, header)
+        {
+            return self.refuse(reason);
+        }
         let Some(endpoint) = path.endpoint() else {
             return self.refuse(DropReason::NoEndpoint);
         };
@@ -229,7 +239,7 @@ impl Forwarding {
             Notice::OwingReply(path) => path.activity.stop_owing(),
             Notice::Rekey(keypair) => keypair.rekey_lost(),
             Notice::LargeSent(path) => path.mtu.notice_lost(),
-            Notice::Roamed(..) | Notice::Probe(..) | Notice::Handshake(_) => {}
+            Notice::Roamed(..) | Notice::Probe(..) | Notice::Refused(..) | Notice::Handshake(_) => {}
         }
     }
 
@@ -241,6 +251,12 @@ impl Forwarding {
     /// Sets the MTU of the TUN device, which bounds padding.
     pub fn set_mtu(&self, mtu_bytes: usize) {
         self.mtu_bytes.store(mtu_bytes, Relaxed);
+    }
+
+    /// Our own inside addresses: a peer over its quota may still exchange a few words with them, and errors for what
+    /// peers send come from them.
+    pub fn set_own_addresses(&self, addresses: Vec<IpAddr>) {
+        self.own_addresses.store(Arc::new(addresses));
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -283,8 +299,52 @@ impl Forwarding {
         if !table.path(inside.source).is_some_and(|owner| Arc::ptr_eq(owner, path)) {
             return Err(DropReason::SpoofedSource);
         }
+        if !path.allowance.is_open()
+            && let Err(reason) = self.admit(now, path, Direction::Inbound, &inside)
+        {
+            notices.extend(self.refusal(now, path, reason, &inside, packet));
+            return Err(reason);
+        }
         ecn_decapsulate(ecn, packet)?;
         Ok(Some(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN.saturating_add(inside.total_len)))
+    }
+
+    /// Asks the limits of a peer that has some.
+    #[inline(never)]
+    fn admit(
+        &self,
+        now: Instant,
+        path: &Path,
+        direction: Direction,
+        header: &InsideHeader,
+    ) -> Result<(), DropReason> {
+        let other_end = match direction {
+            Direction::Inbound => header.destination,
+            Direction::Outbound => header.source,
+        };
+        let with_us = self.own_addresses.load().contains(&other_end);
+        path.allowance.admit(now, direction, header.total_len as u64, path.traffic.carried(), with_us)
+    }
+
+    /// What tells a peer why its packet went no further.
+    #[cold]
+    fn refusal(
+        &self,
+        now: Instant,
+        path: &Arc<Path>,
+        reason: DropReason,
+        header: &InsideHeader,
+        packet: &[u8],
+    ) -> Option<Notice> {
+        let what = icmp::Unreachable::of_drop(reason, packet)?;
+        if !path.allowance.may_tell(now) {
+            return None;
+        }
+        let own = self.own_addresses.load();
+        let own = own.iter().find(|own| own.is_ipv4() == header.source.is_ipv4());
+        let mut error = [0; icmp::MAX_LEN];
+        let len = icmp::unreachable_from(own.copied(), what, packet, &mut error)?;
+        Some(Notice::Refused(Arc::clone(path), error.get(..len)?.into()))
     }
 
     /// What every authenticated transport message does, whatever is inside it.

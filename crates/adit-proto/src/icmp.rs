@@ -3,6 +3,7 @@
 use core::net::IpAddr;
 
 use crate::packet::InsideHeader;
+use crate::reason::DropReason;
 
 const IPV4_HEADER_LEN: usize = 20;
 const IPV6_HEADER_LEN: usize = 40;
@@ -11,6 +12,8 @@ const ICMP_HEADER_LEN: usize = 8;
 const MAX_ICMPV4_LEN: usize = 576;
 /// RFC 4443 section 2.4 (c): an ICMPv6 error must fit the minimum MTU.
 const MAX_ICMPV6_LEN: usize = 1280;
+/// The longest error there is.
+pub const MAX_LEN: usize = MAX_ICMPV6_LEN;
 
 /// What an ICMP error says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +27,20 @@ pub enum Unreachable {
 }
 
 impl Unreachable {
+    /// What the sender of `packet` is told when it is dropped for `reason`; `None` is nothing.
+    ///
+    /// TCP learns from the loss itself that it is too fast; this error would end a connection that is being made.
+    pub fn of_drop(reason: DropReason, packet: &[u8]) -> Option<Self> {
+        match reason {
+            DropReason::NoRoute | DropReason::NoEndpoint => Some(Self::Host),
+            DropReason::OverRate => (!is_tcp(packet)).then_some(Self::Prohibited),
+            DropReason::OverQuota | DropReason::AccessExpired | DropReason::OutsideSchedule => {
+                Some(Self::Prohibited)
+            }
+            _ => None,
+        }
+    }
+
     const fn v4_code(self) -> u8 {
         match self {
             Self::Host => 1,
@@ -57,6 +74,16 @@ impl Unreachable {
 /// `None` for packets that must not be answered: ICMP errors, later fragments, anything from or to a
 /// group or an unspecified address; and when `out` is too short.
 pub fn unreachable(what: Unreachable, packet: &[u8], out: &mut [u8]) -> Option<usize> {
+    unreachable_from(None, what, packet, out)
+}
+
+/// The same error from an address of our own, where there is one of the right version.
+pub fn unreachable_from(
+    own: Option<IpAddr>,
+    what: Unreachable,
+    packet: &[u8],
+    out: &mut [u8],
+) -> Option<usize> {
     let header = InsideHeader::parse(packet).ok()?;
     let packet = packet.get(..header.total_len)?;
     if !is_answerable(header.source) || !is_answerable(header.destination) {
@@ -78,7 +105,11 @@ pub fn unreachable(what: Unreachable, packet: &[u8], out: &mut [u8]) -> Option<u
             let out = out.get_mut(..total_len)?;
             let (ip, icmp) = out.split_first_chunk_mut::<IPV4_HEADER_LEN>()?;
             let [len_hi, len_lo] = u16::try_from(total_len).ok()?.to_be_bytes();
-            let [s0, s1, s2, s3] = destination.octets();
+            let from = match own {
+                Some(IpAddr::V4(own)) => own,
+                _ => destination,
+            };
+            let [s0, s1, s2, s3] = from.octets();
             let [d0, d1, d2, d3] = source.octets();
             *ip = [0x45, 0xc0, len_hi, len_lo, 0, 0, 0, 0, 64, 1, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
             let sum = checksum(0, ip);
@@ -100,7 +131,11 @@ pub fn unreachable(what: Unreachable, packet: &[u8], out: &mut [u8]) -> Option<u
             let icmp_len = u16::try_from(icmp_len).ok()?;
             let [len_hi, len_lo] = icmp_len.to_be_bytes();
             ip.get_mut(..8)?.copy_from_slice(&[0x60, 0, 0, 0, len_hi, len_lo, 58, 64]);
-            ip.get_mut(8..24)?.copy_from_slice(&destination.octets());
+            let from = match own {
+                Some(IpAddr::V6(own)) => own,
+                _ => destination,
+            };
+            ip.get_mut(8..24)?.copy_from_slice(&from.octets());
             ip.get_mut(24..40)?.copy_from_slice(&source.octets());
             let pseudo = sum_words(u64::from(icmp_len).saturating_add(58), ip.get(8..)?);
             write_icmp(icmp, what.v6_kind(), what.word(), quote, pseudo)?;
@@ -113,6 +148,15 @@ pub fn unreachable(what: Unreachable, packet: &[u8], out: &mut [u8]) -> Option<u
 fn is_answerable(address: IpAddr) -> bool {
     let is_broadcast = matches!(address, IpAddr::V4(v4) if v4.is_broadcast());
     !address.is_unspecified() && !address.is_multicast() && !is_broadcast
+}
+
+/// As far as the first header tells.
+fn is_tcp(packet: &[u8]) -> bool {
+    let protocol = match packet.first().map(|first| first >> 4) {
+        Some(4) => packet.get(9),
+        _ => packet.get(6),
+    };
+    protocol == Some(&6)
 }
 
 fn write_icmp(
@@ -229,6 +273,36 @@ mod tests {
         unreachable(Unreachable::TooBig(1280), &six, &mut out).unwrap();
         assert_eq!(out[40..42], [2, 0]);
         assert_eq!(out[44..48], [0, 0, 5, 0]);
+    }
+
+    #[test]
+    fn an_error_of_our_own_comes_from_our_address_of_its_version() {
+        let mut out = [0; 1500];
+        let own: IpAddr = "10.86.0.1".parse().unwrap();
+        let len = unreachable_from(Some(own), Unreachable::Prohibited, &udp4(), &mut out).unwrap();
+        assert_eq!(InsideHeader::parse(&out[..len]).unwrap().source, own);
+        assert_eq!((&out[20..22], checksum(0, &out[..20])), (&[3, 13][..], 0));
+        let packet = udp6();
+        let len = unreachable_from(Some(own), Unreachable::Prohibited, &packet, &mut out).unwrap();
+        let header = InsideHeader::parse(&out[..len]).unwrap();
+        assert_eq!(header.source, InsideHeader::parse(&packet).unwrap().destination);
+        assert_eq!(&out[40..42], &[1, 1]);
+    }
+
+    #[test]
+    fn a_limit_tells_its_reason_but_not_to_tcp_that_is_too_fast() {
+        let (mut tcp4, mut tcp6) = (udp4(), udp6());
+        (tcp4[9], tcp6[6]) = (6, 6);
+        for (udp, tcp) in [(udp4(), tcp4), (udp6(), tcp6)] {
+            let told = |reason, packet: &[u8]| Unreachable::of_drop(reason, packet);
+            assert_eq!(told(DropReason::OverRate, &udp), Some(Unreachable::Prohibited));
+            assert_eq!(told(DropReason::OverRate, &tcp), None);
+            for reason in [DropReason::OverQuota, DropReason::AccessExpired, DropReason::OutsideSchedule] {
+                assert_eq!(told(reason, &tcp), Some(Unreachable::Prohibited));
+            }
+            assert_eq!(told(DropReason::NoRoute, &tcp), Some(Unreachable::Host));
+            assert_eq!(told(DropReason::SpoofedSource, &udp), None);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@
 //! notices.
 
 pub mod aead;
+pub mod allowance;
 pub mod allowed_ips;
 pub mod cookie;
 pub mod endpoint;
@@ -30,6 +31,7 @@ mod peer;
 pub mod pmtu;
 pub mod reason;
 pub mod replay;
+pub mod schedule;
 pub mod suite;
 pub mod time;
 pub mod timers;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwapOption;
 
+use crate::allowance::Allowance;
 use crate::endpoint::Endpoint;
 use crate::event::PeerId;
 use crate::key::PublicKey;
@@ -38,6 +39,8 @@ pub struct Path {
     pub traffic: Traffic,
     /// How large packets may be.
     pub mtu: PathMtu,
+    /// What the peer may use.
+    pub allowance: Allowance,
     endpoint: ArcSwapOption<Endpoint>,
     current: ArcSwapOption<Keypair>,
     next: ArcSwapOption<Keypair>,
@@ -91,6 +94,7 @@ impl Path {
             activity: Activity::default(),
             traffic: Traffic::default(),
             mtu: PathMtu::default(),
+            allowance: Allowance::default(),
             endpoint: ArcSwapOption::empty(),
             current: ArcSwapOption::empty(),
             next: ArcSwapOption::empty(),
@@ -317,6 +321,12 @@ impl Traffic {
     /// Bytes received and sent.
     pub fn bytes(&self) -> (u64, u64) {
         (self.rx_bytes.load(Relaxed), self.tx_bytes.load(Relaxed))
+    }
+
+    /// Bytes in all.
+    pub fn carried(&self) -> u64 {
+        let (received, sent) = self.bytes();
+        received.saturating_add(sent)
     }
 
     /// Messages received and sent.

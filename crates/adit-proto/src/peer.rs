@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use zeroize::Zeroizing;
 
+use crate::allowance::Limits;
 use crate::cookie::CookieJar;
 use crate::event::{PeerStatus, Timestamps};
 use crate::handshake::{AwaitingResponse, Identity};
@@ -12,6 +13,7 @@ use crate::key::PresharedKey;
 use crate::keypair::Keypair;
 use crate::path::Path;
 use crate::pmtu::Search;
+use crate::reason::DropReason;
 use crate::time::{Instant, UnixTime};
 use crate::timers::Timers;
 
@@ -36,6 +38,9 @@ pub(crate) struct Peer {
     pub(crate) last_handshake: Option<(Instant, UnixTime)>,
     pub(crate) handshake_rtt: Option<Duration>,
     pub(crate) search: Search,
+    pub(crate) limits: Limits,
+    /// Why the peer may not connect now.
+    pub(crate) shut: Option<DropReason>,
     static_static: Option<Zeroizing<[u8; 32]>>,
 }
 
@@ -59,6 +64,8 @@ impl Peer {
             last_handshake: None,
             handshake_rtt: None,
             search: Search::default(),
+            limits: Limits::default(),
+            shut: None,
             static_static: None,
         }
     }
@@ -104,6 +111,7 @@ impl Peer {
             handshake_rtt: self.handshake_rtt,
             staged: self.path.staged_len(),
             path_mtu: self.path.mtu.limit(),
+            allowance: self.path.allowance.status(self.path.traffic.carried()),
         }
     }
 }

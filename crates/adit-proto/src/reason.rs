@@ -85,6 +85,14 @@ drop_reasons! {
     SendFailed => "send_failed",
     /// The TUN device refused the packet.
     TunFailed => "tun_failed",
+    /// A peer's rate is used up for the moment.
+    OverRate => "over_rate",
+    /// A peer's quota of the month is used up.
+    OverQuota => "over_quota",
+    /// A peer's access has expired.
+    AccessExpired => "access_expired",
+    /// A peer may not connect at this hour.
+    OutsideSchedule => "outside_schedule",
     /// A packet larger than the path or the device takes.
     TooBig => "too_big",
 }

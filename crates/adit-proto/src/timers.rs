@@ -46,17 +46,20 @@ pub enum Timer {
     PersistentKeepalive,
     /// Whether large packets still arrive is to be asked.
     ProbeMtu,
+    /// The hours or the term of the peer's access may begin or end.
+    Access,
 }
 
 impl Timer {
     /// Every timer, in the order they are handled when due together.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::RetransmitHandshake,
         Self::SendKeepalive,
         Self::NewHandshake,
         Self::EraseKeys,
         Self::PersistentKeepalive,
         Self::ProbeMtu,
+        Self::Access,
     ];
 }
 

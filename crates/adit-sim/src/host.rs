@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use adit_proto::allowance::REFUSALS;
 use adit_proto::endpoint::Endpoint;
 use adit_proto::engine::{Engine, EngineConfig, Random};
 use adit_proto::event::{Command, Event, Notice, Output, PeerUpdate};
@@ -38,6 +39,10 @@ pub struct Ledger {
     pub offered: u64,
     /// Packets without route, endpoint or room under the key.
     pub refused: u64,
+    /// Those of them that a limit refused.
+    pub limited: u64,
+    /// Errors that told the host of packets refused elsewhere.
+    pub told: u64,
     /// Packets sealed at once.
     pub sealed: u64,
     /// Packets that had to wait for a session.
@@ -160,6 +165,7 @@ impl Host {
                     known.allowed_ips.clear();
                 }
                 known.allowed_ips.extend(&update.allowed_ips);
+                known.limits = update.limits.clone().or(known.limits.take());
             }
             Command::RemovePeer(key) => drop(self.peers.remove(key)),
             Command::RemoveAllPeers => self.peers.clear(),
@@ -232,6 +238,7 @@ impl Host {
             }
         };
         self.ledger.refused += u64::from(refused.is_some());
+        self.ledger.limited += u64::from(refused.is_some_and(|reason| REFUSALS.contains(&reason)));
         self.hand_over(now, notices);
         refused
     }

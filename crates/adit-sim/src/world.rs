@@ -329,7 +329,7 @@ impl World {
             let ended = ledger.refused + ledger.sealed + ledger.staged + ledger.slept_through;
             assert_eq!(ledger.offered, ended, "{:?} {ledger:?}", host.id);
             let counted: u64 = ENDS_BEFORE_THE_LINK.iter().map(|&reason| host.drops_of(reason)).sum();
-            let waited_in_vain = counted - ledger.refused;
+            let waited_in_vain = counted - (ledger.refused - ledger.limited);
             let left = ledger.unstaged + ledger.forgotten + host.staged_now(self.now) + waited_in_vain;
             assert!(
                 left >= ledger.staged,
@@ -448,6 +448,10 @@ impl World {
 
     /// A packet came out of a tunnel: it is for this host, or the host routes it into another tunnel.
     fn deliver(&mut self, id: HostId, packet: &[u8]) {
+        if is_icmp(packet) {
+            self.hosts[id.0 as usize].ledger.told += 1;
+            return;
+        }
         let Some(probe) = Probe::parse(packet) else {
             panic!("{id:?}: a packet came out changed\n{}", self.trace.recent());
         };
@@ -497,6 +501,10 @@ fn account(
         census.lost += u64::from(is_data);
     }
     census.copied += if is_data { passage.copies } else { 0 };
+}
+
+fn is_icmp(packet: &[u8]) -> bool {
+    matches!((packet[0] >> 4, packet[9], packet[6]), (4, 1, _) | (6, _, 58))
 }
 
 fn destination_of(packet: &[u8]) -> IpAddr {

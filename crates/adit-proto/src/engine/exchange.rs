@@ -23,6 +23,9 @@ impl Engine {
         let Some(identity) = self.identity.clone() else { return };
         let Some(peer) = self.peer_mut(id) else { return };
         let Some(endpoint) = peer.path.endpoint() else { return };
+        if peer.shut.is_some() {
+            return;
+        }
         let retransmit = peer.timers.deadline(Timer::RetransmitHandshake);
         if attempt == Attempt::First && retransmit.is_some_and(|deadline| deadline > clock.now) {
             return;
@@ -121,9 +124,13 @@ impl Engine {
         let opened =
             OpenedInitiation::open(suite, &identity, message).map_err(|_| DropReason::BadHandshake)?;
         let id = *self.by_key.get(&opened.remote).ok_or(DropReason::UnknownPeer)?;
+        self.review_access(clock, id);
         let peer = self.peer_mut(id).ok_or(DropReason::UnknownPeer)?;
         if peer.path.suite != suite {
             return Err(DropReason::SuiteMismatch);
+        }
+        if let Some(reason) = peer.shut {
+            return Err(reason);
         }
         let ss = peer.static_static(&identity).ok_or(DropReason::BadHandshake)?;
         let initiation = opened.authenticate(&ss).map_err(|_| DropReason::BadHandshake)?;

@@ -7,6 +7,7 @@
 //! After any handler, poll until `None`: a new session starts to send only after the packets that
 //! waited for it were polled.
 
+mod access;
 mod exchange;
 mod probing;
 mod receivers;
@@ -147,6 +148,7 @@ impl Engine {
             }
             Notice::LargeSent(path) => self.watch_mtu(clock, &path),
             Notice::Probe(path, probe) => self.take_probe(clock.now, &path, probe),
+            Notice::Refused(path, error) => self.tell_refused(clock, &path, &error),
             Notice::Handshake(datagram) => self.consume(clock, &datagram),
         }
     }
@@ -245,6 +247,9 @@ impl Engine {
             peer.preshared_key = psk;
         }
         self.change_allowed_ips(id, update.replace_allowed_ips, &update.allowed_ips);
+        if let Some(limits) = update.limits {
+            self.set_limits(clock, id, *limits);
+        }
         if let Some(secs) = update.persistent_keepalive_secs {
             self.set_persistent_keepalive(clock, id, secs);
         }
@@ -281,9 +286,14 @@ impl Engine {
         fresh.preshared_key = peer.preshared_key.clone();
         fresh.persistent_keepalive_secs = peer.persistent_keepalive_secs;
         fresh.timestamps = peer.timestamps;
+        fresh.limits = peer.limits.clone();
+        fresh.limits.left_bytes = peer.path.allowance.left_bytes(peer.path.traffic.carried());
+        fresh.shut = peer.shut;
+        fresh.path.allowance.set(&fresh.limits, fresh.shut, 0);
         fresh.queued = peer.queued;
         let old = core::mem::replace(peer, fresh);
         self.removed.push(old.path);
+        self.review_access(clock, id);
         self.arm_persistent_keepalive(clock.now, id);
     }
 

@@ -125,6 +125,7 @@ impl Engine {
             Timer::EraseKeys => self.erase_keys(id),
             Timer::PersistentKeepalive => self.persistent_keepalive_due(clock, id),
             Timer::ProbeMtu => self.probe_mtu(clock.now, id),
+            Timer::Access => self.review_access(clock, id),
         }
     }
 
@@ -241,7 +242,7 @@ impl Engine {
     fn send_keepalive(&mut self, clock: Clock, id: PeerId) {
         let Some(peer) = self.peer(id) else { return };
         let path = Arc::clone(&peer.path);
-        if path.endpoint().is_none() || self.identity.is_none() {
+        if path.endpoint().is_none() || self.identity.is_none() || peer.shut.is_some() {
             return;
         }
         match peer.keypairs.current.clone().filter(|keypair| keypair.is_usable(clock.now)) {

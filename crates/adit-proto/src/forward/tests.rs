@@ -145,6 +145,7 @@ fn kinds(notices: &[Notice]) -> Vec<&'static str> {
         Notice::Rekey(_) => "rekey",
         Notice::LargeSent(_) => "large sent",
         Notice::Probe(..) => "probe",
+        Notice::Refused(..) => "refused",
         Notice::Handshake(_) => "handshake",
     };
     notices.iter().map(kind).collect()

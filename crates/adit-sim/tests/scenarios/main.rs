@@ -8,6 +8,7 @@ mod crowd;
 mod determinism;
 mod fuzz;
 mod handshake;
+mod limits;
 mod network;
 mod rekey;
 mod restart;

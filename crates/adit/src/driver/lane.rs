@@ -235,8 +235,9 @@ impl Lane {
 
     /// Tells the sender of a packet that goes nowhere, within a budget.
     fn answer_unreachable(&mut self, now: adit_proto::time::Instant, reason: DropReason, len: usize) {
-        if matches!(reason, DropReason::NoRoute | DropReason::NoEndpoint) {
-            self.answer(now, Unreachable::Host, len);
+        let packet = self.inside.get(..len).unwrap_or_default();
+        if let Some(what) = Unreachable::of_drop(reason, packet) {
+            self.answer(now, what, len);
         }
     }
 
@@ -251,7 +252,7 @@ impl Lane {
         if !self.unreachable_budget.spend(now) {
             return;
         }
-        let mut error = [0; 1280];
+        let mut error = [0; icmp::MAX_LEN];
         let packet = self.inside.get(..len).unwrap_or_default();
         let Some(len) = icmp::unreachable(what, packet, &mut error) else { return };
         if self.tun.write(error.get(..len).unwrap_or_default()).is_err() {

@@ -235,13 +235,13 @@ impl Sink for Departures {
                 );
             }
             Departure::Stage(_) => {}
-            Departure::Drop(DropReason::NoRoute | DropReason::NoEndpoint) if self.errors.len() < ERRORS => {
-                let mut error = [0; 1280];
-                if let Some(len) = icmp::unreachable(Unreachable::Host, packet, &mut error) {
+            Departure::Drop(reason) => {
+                let what = Unreachable::of_drop(reason, packet).filter(|_| self.errors.len() < ERRORS);
+                let mut error = [0; icmp::MAX_LEN];
+                if let Some(len) = what.and_then(|what| icmp::unreachable(what, packet, &mut error)) {
                     self.errors.push(error.get(..len).unwrap_or_default().to_vec());
                 }
             }
-            Departure::Drop(_) => {}
         }
     }
 }

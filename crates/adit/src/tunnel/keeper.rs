@@ -109,7 +109,7 @@ impl Watch {
                     self.become_link(Link::Silent);
                 }
             }
-            Event::KeysErased { .. } => {}
+            Event::KeysErased { .. } | Event::AccessChanged { .. } => {}
         }
     }
 

@@ -114,6 +114,7 @@ mod tests {
             handshake_rtt: None,
             staged: 0,
             path_mtu: None,
+            allowance: Default::default(),
         }
     }
 
