@@ -30,6 +30,7 @@ use crate::driver::{self, DriverConfig};
 use crate::endpoint::{self, ResolveError};
 use crate::events::EventLog;
 use crate::gateway::{IPV6_OFF, prefix_of, start_metrics};
+use crate::grant::Grant;
 use crate::heard::{Heard, HeardFile};
 use crate::home::Home;
 use crate::instance::{Instance, Wake};
@@ -176,6 +177,11 @@ impl Client {
         for said in settings.settings.iter().filter(|said| said.origin != Origin::Default) {
             tracing::debug!("{} is {} ({})", said.key, said.value, said.origin);
         }
+        let apis: Vec<_> = file.peers.iter().flat_map(|peer| &peer.inside_api).copied().collect();
+        if !apis.is_empty() {
+            let memory = home.state_dir.join(format!("{interface}.grant.json"));
+            instance.grant = Some(Grant::start(interface, apis, memory)?);
+        }
         let guard = adit_host::apply(&plan, &journal)?;
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
         instance.driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
@@ -190,7 +196,10 @@ impl Client {
         let deadline = Instant::now() + FIRST_ANSWER;
         loop {
             match self.instance.wait(deadline.saturating_duration_since(Instant::now())) {
-                Wake::Heard => return Ok(true),
+                Wake::Heard => {
+                    self.ask_for_grant();
+                    return Ok(true);
+                }
                 Wake::Tick => {
                     readiness.warn(&advice);
                     return Ok(true);
@@ -208,12 +217,21 @@ impl Client {
                 Wake::Stop => return Ok(()),
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
                 Wake::Tick => self.instance.endpoints.ask_for_missing(),
-                Wake::Heard => self.unsaved = true,
+                Wake::Heard => {
+                    self.unsaved = true;
+                    self.ask_for_grant();
+                }
                 Wake::Reload(asked) => refuse_reload(asked),
             }
             if self.unsaved {
                 self.unsaved = !self.heard.save(&self.instance.driver.snapshot().peers, false);
             }
+        }
+    }
+
+    fn ask_for_grant(&self) {
+        if let Some(grant) = &self.instance.grant {
+            grant.ask();
         }
     }
 

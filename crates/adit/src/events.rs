@@ -126,6 +126,8 @@ pub enum Leaving {
     NoAnswer,
     /// It was removed, disabled or has another key.
     Removed,
+    /// Its access has expired, or its hours are over.
+    NoAccess,
 }
 
 /// Where events are written down.

@@ -38,6 +38,7 @@ use crate::inside::{self, Facts, InsideApi};
 use crate::instance::{Instance, Wake, unix_secs};
 use crate::metrics::Metrics;
 use crate::privilege;
+use crate::quota::QuotaFile;
 use crate::socket::PrivateSocket;
 use crate::status::Role;
 
@@ -88,12 +89,15 @@ struct Gateway {
     invited: Invited,
     invites_read: Instant,
     heard: HeardFile,
+    quota: QuotaFile,
+    counted_at: Instant,
     unsaved: bool,
     to_greet: Vec<PublicKey>,
 }
 
 const IDLE: Duration = Duration::from_secs(5);
 const INVITES_AGAIN: Duration = Duration::from_secs(60);
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Fifty handshakes a second: a restarted gateway with thousands of peers neither floods nor stalls.
 const GREETINGS_AT_ONCE: usize = 5;
@@ -156,7 +160,8 @@ impl Gateway {
         warn_of_foreign_drops(&config);
         warn_of_unknown_names(&config);
         warn_of_default_routes(&config.peers, &[]);
-        let to_greet = introduce_peers(&instance, &config, &before);
+        let quota = QuotaFile::load(home.state_dir.join("quota.json"), unix_secs(SystemTime::now()));
+        let to_greet = introduce_peers(&instance, &config, &before, &quota);
         instance.driver.apply(invited.introduction(&Invited::default()));
         instance.hidden = invited.keys();
         describe(&mut instance, &config, mtu_bytes);
@@ -178,6 +183,8 @@ impl Gateway {
             invited,
             invites_read: Instant::now(),
             heard,
+            quota,
+            counted_at: Instant::now(),
             unsaved: false,
             to_greet,
         })
@@ -206,6 +213,10 @@ impl Gateway {
                         asked.answer(outcome.map_or_else(failed, Answer::Reloaded));
                     }
                 }
+            }
+            if self.counted_at.elapsed() >= COUNT_INTERVAL {
+                self.count_quotas();
+                self.quota.save(false);
             }
             if self.unsaved {
                 self.unsaved = !self.heard.save(&self.instance.driver.snapshot().peers, false);
@@ -236,6 +247,24 @@ impl Gateway {
         }
     }
 
+    /// Adds up what peers with a quota use; each gets its whole quota when a month begins.
+    fn count_quotas(&mut self) {
+        self.counted_at = Instant::now();
+        let with_quota =
+            || self.config.peers.iter().filter(|peer| peer.enabled && peer.limits.quota.is_some());
+        let keys: std::collections::HashSet<_> = with_quota().map(|peer| peer.public_key).collect();
+        if keys.is_empty() {
+            return;
+        }
+        let peers = self.instance.driver.snapshot().peers;
+        if self.quota.count(&peers, |peer| keys.contains(peer), unix_secs(SystemTime::now())) {
+            tracing::info!("a month begins: every peer has its whole quota again");
+            self.instance
+                .driver
+                .apply(with_quota().map(|peer| Command::SetPeer(peers::limit(peer, 0))).collect());
+        }
+    }
+
     fn reload(&mut self) -> anyhow::Result<Changes> {
         let new = Config::load(&self.home, &self.layers)?;
         if new.gateway.interface != self.config.gateway.interface {
@@ -260,7 +289,9 @@ impl Gateway {
         if new.gateway.private_key != self.config.gateway.private_key {
             commands.push(Command::SetPrivateKey(Some(new.gateway.private_key.clone())));
         }
-        let (differing, changes) = peers::difference(&self.config.peers, &new.peers);
+        self.count_quotas();
+        let (differing, changes) =
+            peers::difference(&self.config.peers, &new.peers, |peer| self.quota.used(peer));
         commands.extend(differing);
         commands.extend(invited.introduction(&self.invited));
         self.instance.driver.apply(commands);
@@ -318,7 +349,9 @@ impl Gateway {
         }
     }
 
-    fn close(self) -> anyhow::Result<()> {
+    fn close(mut self) -> anyhow::Result<()> {
+        self.count_quotas();
+        self.quota.save(true);
         let Self { inside_api, metrics, guard, socket, instance, mut heard, .. } = self;
         drop(socket);
         drop((inside_api, metrics));
@@ -336,12 +369,17 @@ pub(crate) fn start_metrics(instance: &Instance, at: Option<SocketAddr>) -> anyh
 }
 
 /// Gives every peer to the driver; returns those that had a session a moment ago.
-fn introduce_peers(instance: &Instance, config: &Config, before: &[Heard]) -> Vec<PublicKey> {
+fn introduce_peers(
+    instance: &Instance,
+    config: &Config,
+    before: &[Heard],
+    quota: &QuotaFile,
+) -> Vec<PublicKey> {
     let now = unix_secs(SystemTime::now());
     let mut commands = vec![Command::SetPrivateKey(Some(config.gateway.private_key.clone()))];
     let mut to_greet = Vec::new();
     for peer in config.peers.iter().filter(|peer| peer.enabled) {
-        let mut update = peers::introduce(peer);
+        let mut update = peers::introduce(peer, quota.used(&peer.public_key));
         if let Some(heard) = before.iter().find(|heard| heard.peer == peer.public_key) {
             update.timestamps = heard.timestamps;
             if now.saturating_sub(heard.at_unix_secs) <= SESSION_SECS {
@@ -360,6 +398,9 @@ fn describe(instance: &mut Instance, config: &Config, mtu_bytes: u32) {
     instance.mtu_bytes = mtu_bytes;
     instance.addresses = carried(config.gateway.addresses()).iter().map(ToString::to_string).collect();
     let enabled = || config.peers.iter().filter(|peer| peer.enabled);
+    instance.limits = enabled().map(|peer| (peer.public_key, peer.limits.clone())).collect();
+    let own = config.gateway.addresses().iter().map(|net| net.addr()).collect();
+    instance.driver.forwarding().set_own_addresses(own);
     instance.name_peers(enabled().map(|peer| (peer.public_key, Some(peer.name.to_string()))));
     let named: std::collections::HashMap<_, _> = enabled()
         .filter_map(|peer| {
@@ -455,7 +496,11 @@ fn plan(config: &Config, invited: &Invited, port: u16, mtu_bytes: u32) -> Plan {
 
 fn callers_and_doors(config: &Config, invited: &Invited) -> inside::Wanted {
     let enabled = config.peers.iter().filter(|peer| peer.enabled);
-    let facts = |peer: &Peer| Facts { name: peer.name.to_string(), inside: peer.addresses.clone() };
+    let facts = |peer: &Peer| Facts {
+        name: peer.name.to_string(),
+        inside: peer.addresses.clone(),
+        limits: peer.limits.clone(),
+    };
     inside::Wanted {
         interface: config.gateway.interface.to_string(),
         addresses: inside_api(config),

@@ -7,17 +7,21 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use adit_proto::endpoint::Carrier;
 use adit_proto::event::{Command, Event, PeerStatus, PeerUpdate};
 use adit_proto::key::PublicKey;
+use adit_proto::reason::DropReason;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 
 mod pulse;
 
 use self::pulse::Pulse;
+use crate::config::PeerLimits;
 use crate::control::{Answer, Asked, Verb};
 use crate::daemon::Signal;
 use crate::driver::{Driver, DriverEvent};
 use crate::endpoint::{self, Endpoints};
 use crate::events::{Event as Record, EventLog, Leaving};
+use crate::grant::Grant;
 use crate::keys;
+use crate::limits::LimitsReport;
 use crate::status::{PeerReport, QueueReport, Report, Role};
 
 /// What an instance must act on; everything else it has dealt with itself.
@@ -53,6 +57,10 @@ pub struct Instance {
     pub driver: Driver,
     /// The peers that are configured by name.
     pub endpoints: Endpoints,
+    /// What peers may use.
+    pub limits: HashMap<PublicKey, PeerLimits>,
+    /// What the gateway lets us use.
+    pub grant: Option<Grant>,
     /// Where the inside APIs of peers answer, as far as known.
     pub inside_apis: HashMap<PublicKey, Vec<SocketAddr>>,
     /// Peers that are none yet: the invited. Nothing is told about them.
@@ -84,6 +92,8 @@ impl Instance {
             interface,
             addresses: Vec::new(),
             mtu_bytes: 0,
+            limits: HashMap::new(),
+            grant: None,
             inside_apis: HashMap::new(),
             hidden: HashSet::new(),
             heard: HashMap::new(),
@@ -154,7 +164,12 @@ impl Instance {
                     Ok(Signal::Stop) | Err(_) => Some(Wake::Stop),
                 },
                 recv(self.questions) -> asked => match asked {
-                    Ok(asked) => self.answer(asked),
+                    Ok(asked) => {
+                        if let (Verb::Status, Some(grant), false) = (&asked.verb, &self.grant, self.heard.is_empty()) {
+                            grant.refresh();
+                        }
+                        self.answer(asked)
+                    }
                     Err(_) => Some(Wake::Failed("the control socket closed".to_owned())),
                 },
                 recv(self.inner.1) -> asked => asked.ok().and_then(|asked| self.answer(asked)),
@@ -243,6 +258,22 @@ impl Instance {
                 self.left(peer, name, Leaving::NoAnswer);
                 self.endpoints.silent(peer);
             }
+            Event::AccessChanged { peer, shut } => {
+                let name = self.name_of(peer);
+                match shut {
+                    Some(DropReason::AccessExpired) => {
+                        tracing::info!(peer = name, "access has expired; the peer is refused from now on");
+                    }
+                    Some(_) => tracing::info!(
+                        peer = name,
+                        "the hours of the peer are over; it is refused until the next"
+                    ),
+                    None => tracing::info!(peer = name, "the peer may connect again"),
+                }
+                if shut.is_some() {
+                    self.left(peer, name, Leaving::NoAccess);
+                }
+            }
             Event::KeysErased { peer } => {
                 let name = self.name_of(peer);
                 tracing::info!(peer = name, "session ended: the peer is idle");
@@ -300,6 +331,7 @@ impl Instance {
                 })
                 .collect(),
             fwmark: device.fwmark,
+            granted: self.grant.as_ref().and_then(Grant::known),
             peers: device.peers.iter().map(|peer| self.peer_report(peer)).collect(),
             drops: device
                 .drops
@@ -327,6 +359,10 @@ impl Instance {
                 .map(|took| u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
             persistent_keepalive_secs: peer.persistent_keepalive_secs,
             inside_api: self.inside_apis.get(&peer.public_key).cloned().unwrap_or_default(),
+            limits: self
+                .limits
+                .get(&peer.public_key)
+                .and_then(|limits| LimitsReport::of(limits, &peer.allowance, now)),
             rx_bytes: peer.rx_bytes,
             tx_bytes: peer.tx_bytes,
             rx_packets: peer.rx_packets,

@@ -18,6 +18,7 @@ use crate::control::{self, Answer, ControlError, Verb};
 use crate::daemon::PidFile;
 use crate::home::Home;
 use crate::instance::unix_secs;
+use crate::limits::LimitsReport;
 
 /// What an instance does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +59,9 @@ pub struct Report {
     /// What waits for the engine, by queue.
     #[serde(default)]
     pub queues: BTreeMap<String, QueueReport>,
+    /// What the gateway lets us use, as it said last; null without limits, or when it was not heard yet.
+    #[serde(default)]
+    pub granted: Option<LimitsReport>,
     /// The peers in the order of the configuration.
     pub peers: Vec<PeerReport>,
     /// Packets dropped, by reason; reasons that never occurred are left out.
@@ -117,6 +121,9 @@ pub struct PeerReport {
     /// Where its inside API answers, as far as known.
     #[serde(default)]
     pub inside_api: Vec<SocketAddr>,
+    /// What it may use, and how that stands; null without limits.
+    #[serde(default)]
+    pub limits: Option<LimitsReport>,
     /// Bytes received from it.
     pub rx_bytes: u64,
     /// Bytes sent to it.
@@ -273,6 +280,7 @@ pub(super) mod tests {
             handshake_rtt_micros: Some(1500),
             persistent_keepalive_secs: 0,
             inside_api: Vec::new(),
+            limits: None,
             rx_bytes: 1_258_291,
             tx_bytes: 12,
             rx_packets: 1000,
@@ -305,6 +313,7 @@ pub(super) mod tests {
             offload: "tso, uso".to_owned(),
             fwmark: 0,
             queues: BTreeMap::new(),
+            granted: None,
             peers: vec![peer, silent],
             drops: BTreeMap::from([("no_route".to_owned(), 3)]),
         }

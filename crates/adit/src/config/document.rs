@@ -7,7 +7,7 @@ use anyhow::{Context, anyhow};
 use toml_edit::{Array, ArrayOfTables, DocumentMut, Item, Table, Value, value};
 use zeroize::Zeroizing;
 
-use super::{Config, Layers, Peer, PeerName, Report, Source};
+use super::{Config, Layers, Peer, PeerLimits, PeerName, Report, Source};
 use crate::keys;
 use crate::private_file;
 
@@ -229,7 +229,25 @@ fn peer_table(peer: &Peer) -> Table {
     if !peer.tags.is_empty() {
         table["tags"] = list(peer.tags.clone());
     }
+    write_limits(&mut table, &peer.limits);
     table
+}
+
+fn write_limits(table: &mut Table, limits: &PeerLimits) {
+    let mut write = |name: &str, text: Option<String>| {
+        if let Some(text) = text {
+            table[name] = value(text);
+        }
+    };
+    write("expires", limits.expires.map(|moment| moment.to_string()));
+    if limits.rate_up == limits.rate_down {
+        write("rate", limits.rate_up.map(|rate| rate.to_string()));
+    } else {
+        write("rate_up", limits.rate_up.map(|rate| rate.to_string()));
+        write("rate_down", limits.rate_down.map(|rate| rate.to_string()));
+    }
+    write("quota", limits.quota.map(|quota| quota.to_string()));
+    write("schedule", limits.schedule.as_ref().map(ToString::to_string));
 }
 
 #[cfg(test)]
@@ -257,6 +275,24 @@ mod tests {
             suite: Suite::Aes256Gcm,
             ..Peer::new(format!("p{number}").parse().unwrap(), adit_proto::key::PublicKey([number; 32]))
         }
+    }
+
+    #[test]
+    fn limits_are_written_as_they_are_read() {
+        let mut document = document(FILE);
+        let limits = PeerLimits {
+            expires: Some("2026-12-31T18:00".parse().unwrap()),
+            schedule: Some("Mon-Fri 08:00-18:00 +01:00".parse().unwrap()),
+            rate_up: Some("512k".parse().unwrap()),
+            rate_down: Some("20M".parse().unwrap()),
+            quota: Some("50GiB".parse().unwrap()),
+        };
+        let same = PeerLimits { rate_up: limits.rate_down, ..limits.clone() };
+        document.add_peer(&Peer { limits: limits.clone(), ..peer(2) }).unwrap();
+        document.add_peer(&Peer { limits: same.clone(), ..peer(3) }).unwrap();
+        let (text, config) = document.check().unwrap();
+        assert_eq!((&config.peers[0].limits, &config.peers[1].limits), (&limits, &same), "{}", *text);
+        assert!(text.contains("rate = \"20M\"") && text.contains("rate_up = \"512k\""), "{}", *text);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod client;
 pub mod diagnostic;
 mod document;
 mod host_port;
+mod limits;
 pub mod name;
 mod network;
 mod raw;
@@ -38,6 +39,7 @@ use self::diagnostic::Place;
 pub use self::diagnostic::{Complaint, Report, Source};
 pub use self::document::Document;
 pub use self::host_port::parse_listen;
+pub use self::limits::{BitRate, Hours, Moment, PeerLimits, Volume};
 pub use self::name::{InterfaceName, PeerName};
 pub(crate) use self::network::{parse_network, parse_network6, parse_prefix};
 pub use self::raw::{KEYS, Key, Kind, Layers, Origin, RawConfig};
@@ -131,6 +133,8 @@ pub struct Peer {
     pub enabled: bool,
     /// Words that the operator sorts peers by.
     pub tags: Vec<String>,
+    /// What it may use.
+    pub limits: PeerLimits,
 }
 
 /// The value of a key and who decided it; what `config show --origin` prints.
@@ -247,6 +251,7 @@ impl Peer {
             persistent_keepalive_secs: 0,
             enabled: true,
             tags: Vec::new(),
+            limits: PeerLimits::default(),
         }
     }
 

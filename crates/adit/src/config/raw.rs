@@ -144,6 +144,12 @@ pub const KEYS: &[Key] = &[
     key("peer", "persistent_keepalive_secs", Kind::NumberOrText, Some("off"), "seconds between keepalives"),
     key("peer", "enabled", Kind::Switch, Some("true"), "false keeps the peer out"),
     key("peer", "tags", Kind::List, None, "words that you sort peers by"),
+    key("peer", "expires", Kind::Text, None, "when its access ends: 2026-12-31 or 2026-12-31T18:00, in UTC"),
+    key("peer", "rate", Kind::Text, None, "bits a second it may send, and as many it may be sent: 20M"),
+    key("peer", "rate_up", Kind::Text, None, "bits a second it may send, if not those of `rate`"),
+    key("peer", "rate_down", Kind::Text, None, "bits a second it may be sent, if not those of `rate`"),
+    key("peer", "quota", Kind::Text, None, "bytes in each calendar month (UTC), both ways together: 50GB"),
+    key("peer", "schedule", Kind::Text, None, "when it may connect: Mon-Fri 08:00-18:00, in UTC"),
 ];
 
 /// Who decided a value; the first of these that did so counts.

@@ -21,7 +21,7 @@ use super::value::{
     parse_log_format, parse_log_level, parse_metrics, parse_mtu, parse_offload, parse_rotate_keep,
     parse_rotate_mib, parse_suite, parse_switch,
 };
-use super::{CONFIG_VERSION, Config, Gateway, Kind, Mtu, Origin, Peer, Setting};
+use super::{CONFIG_VERSION, Config, Gateway, Kind, Mtu, Origin, Peer, PeerLimits, Setting};
 use crate::keys::{self, KeyError};
 use crate::log::{LogOptions, LogTarget, Rotation};
 use crate::private_file;
@@ -234,6 +234,7 @@ impl Reader {
         let endpoint = self.peer_value(&mut raw, "endpoint", str::parse);
         let keepalive = self.peer_value(&mut raw, "persistent_keepalive_secs", parse_keepalive);
         let enabled = self.peer_value(&mut raw, "enabled", parse_switch);
+        let limits = self.limits(&mut raw);
         let addresses = self.list(&mut raw, "addresses", |text| parse_lease(text, gateway));
         let allowed_ips = self.list(&mut raw, "allowed_ips", parse_allowed_ip);
         let tags = self.list(&mut raw, "tags", parse_tag);
@@ -270,6 +271,24 @@ impl Reader {
             persistent_keepalive_secs: keepalive?.unwrap_or_default(),
             enabled: enabled?.unwrap_or(true),
             tags: tags?.into_iter().map(|(tag, _)| tag).collect(),
+            limits: limits?,
+        })
+    }
+
+    fn limits(&mut self, raw: &mut RawPeer) -> Option<PeerLimits> {
+        let expires = self.peer_value(raw, "expires", str::parse);
+        let rate = self.peer_value(raw, "rate", str::parse);
+        let rate_up = self.peer_value(raw, "rate_up", str::parse);
+        let rate_down = self.peer_value(raw, "rate_down", str::parse);
+        let quota = self.peer_value(raw, "quota", str::parse);
+        let schedule = self.peer_value(raw, "schedule", str::parse);
+        let rate = rate?;
+        Some(PeerLimits {
+            expires: expires?,
+            schedule: schedule?,
+            rate_up: rate_up?.or(rate),
+            rate_down: rate_down?.or(rate),
+            quota: quota?,
         })
     }
 

@@ -384,6 +384,7 @@ fn peers_are_added_and_removed_with_every_comment_kept() {
         persistent_keepalive_secs: 7,
         enabled: false,
         tags: vec!["a".to_owned(), "b.c".to_owned()],
+        limits: Default::default(),
     };
     let mut document = Document::open(&path).unwrap();
     document.add_peer(&peer).unwrap();

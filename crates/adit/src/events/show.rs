@@ -186,6 +186,7 @@ fn sentence(line: &Line) -> Option<String> {
             let why = match why {
                 Leaving::Idle => "neither side had anything to say",
                 Leaving::NoAnswer => "it does not answer",
+                Leaving::NoAccess => "its access has expired, or its hours are over",
                 Leaving::Removed => "removed, disabled or given another key",
             };
             ("disconnected", format!("{peer}: {why}"))

@@ -5,14 +5,15 @@ use std::collections::{HashMap, HashSet};
 use adit_proto::allowed_ips::Prefix;
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
-use adit_proto::key::PresharedKey;
+use adit_proto::key::{PresharedKey, PublicKey};
 use ipnet::IpNet;
 
 use crate::config::Peer;
 use crate::control::Changes;
 
-/// Everything about `peer`, for a device that does not know it. Names of endpoints are resolved elsewhere.
-pub fn introduce(peer: &Peer) -> PeerUpdate {
+/// Everything about `peer`, for a device that does not know it. Names of endpoints are resolved elsewhere. `used_bytes`
+/// of its quota are used.
+pub fn introduce(peer: &Peer, used_bytes: u64) -> PeerUpdate {
     let mut update = PeerUpdate::new(peer.public_key);
     update.suite = Some(peer.suite);
     update.preshared_key = Some(peer.preshared_key.clone().unwrap_or_default());
@@ -20,12 +21,25 @@ pub fn introduce(peer: &Peer) -> PeerUpdate {
     update.persistent_keepalive_secs = Some(peer.persistent_keepalive_secs);
     update.replace_allowed_ips = true;
     update.allowed_ips = allowed_ips(peer);
+    update.limits = Some(Box::new(peer.limits.to_proto(used_bytes)));
+    update
+}
+
+/// The limits of `peer` alone.
+pub fn limit(peer: &Peer, used_bytes: u64) -> PeerUpdate {
+    let mut update = PeerUpdate::new(peer.public_key);
+    update.update_only = true;
+    update.limits = Some(Box::new(peer.limits.to_proto(used_bytes)));
     update
 }
 
 /// What leads from the peers `old` to the peers `new`, and what to tell about it. Only what differs is
 /// set, so that other sessions, and other settings of the same peer, stay as they are.
-pub fn difference(old: &[Peer], new: &[Peer]) -> (Vec<Command>, Changes) {
+pub fn difference(
+    old: &[Peer],
+    new: &[Peer],
+    used_bytes: impl Fn(&PublicKey) -> u64,
+) -> (Vec<Command>, Changes) {
     let mut commands = Vec::new();
     let mut changes = Changes::default();
     let new_keys: HashSet<_> = new.iter().filter(|peer| peer.enabled).map(|peer| peer.public_key).collect();
@@ -38,11 +52,11 @@ pub fn difference(old: &[Peer], new: &[Peer]) -> (Vec<Command>, Changes) {
     for peer in new.iter().filter(|peer| peer.enabled) {
         match old_by_key.get(&peer.public_key) {
             None => {
-                commands.push(Command::SetPeer(introduce(peer)));
+                commands.push(Command::SetPeer(introduce(peer, used_bytes(&peer.public_key))));
                 changes.added.push(peer.name.to_string());
             }
             Some(before) => {
-                let update = change(before, peer);
+                let update = change(before, peer, used_bytes(&peer.public_key));
                 if let Some(update) = &update {
                     commands.push(Command::SetPeer(update.clone()));
                 }
@@ -55,7 +69,7 @@ pub fn difference(old: &[Peer], new: &[Peer]) -> (Vec<Command>, Changes) {
     (commands, changes)
 }
 
-fn change(old: &Peer, new: &Peer) -> Option<PeerUpdate> {
+fn change(old: &Peer, new: &Peer, used_bytes: u64) -> Option<PeerUpdate> {
     let mut update = PeerUpdate::new(new.public_key);
     update.update_only = true;
     update.suite = (new.suite != old.suite).then_some(new.suite);
@@ -68,11 +82,13 @@ fn change(old: &Peer, new: &Peer) -> Option<PeerUpdate> {
         update.replace_allowed_ips = true;
         update.allowed_ips = allowed_ips(new);
     }
+    update.limits = (new.limits != old.limits).then(|| Box::new(new.limits.to_proto(used_bytes)));
     let changed = update.suite.is_some()
         || update.preshared_key.is_some()
         || update.endpoint.is_some()
         || update.persistent_keepalive_secs.is_some()
-        || update.replace_allowed_ips;
+        || update.replace_allowed_ips
+        || update.limits.is_some();
     changed.then_some(update)
 }
 
@@ -91,7 +107,6 @@ pub fn prefix_of(net: &IpNet) -> Option<Prefix> {
 
 #[cfg(test)]
 mod tests {
-    use adit_proto::key::PublicKey;
     use adit_proto::suite::Suite;
 
     use super::*;
@@ -106,7 +121,7 @@ mod tests {
     }
 
     fn only_change(old: &Peer, new: &Peer) -> PeerUpdate {
-        let (commands, changes) = difference(std::slice::from_ref(old), std::slice::from_ref(new));
+        let (commands, changes) = difference(std::slice::from_ref(old), std::slice::from_ref(new), |_| 0);
         assert_eq!(changes.changed, [new.name.to_string()]);
         match commands.as_slice() {
             [Command::SetPeer(update)] => update.clone(),
@@ -116,14 +131,14 @@ mod tests {
 
     #[test]
     fn equal_configurations_need_nothing() {
-        let (commands, changes) = difference(&[peer(1), peer(2)], &[peer(2), peer(1)]);
+        let (commands, changes) = difference(&[peer(1), peer(2)], &[peer(2), peer(1)], |_| 0);
         assert!(commands.is_empty(), "{commands:?}");
         assert!(changes.is_empty());
     }
 
     #[test]
     fn new_peers_are_introduced_whole_and_lost_ones_removed() {
-        let (commands, changes) = difference(&[peer(1), peer(2)], &[peer(2), peer(3)]);
+        let (commands, changes) = difference(&[peer(1), peer(2)], &[peer(2), peer(3)], |_| 0);
         let [Command::RemovePeer(removed), Command::SetPeer(added)] = commands.as_slice() else {
             panic!("{commands:?}")
         };
@@ -157,25 +172,37 @@ mod tests {
     }
 
     #[test]
+    fn changed_limits_are_set_with_what_is_left_and_unchanged_ones_are_not() {
+        let mut new = peer(1);
+        new.limits.quota = Some("1GB".parse().unwrap());
+        let (commands, changes) = difference(&[peer(1)], std::slice::from_ref(&new), |_| 400_000_000);
+        let [Command::SetPeer(update)] = commands.as_slice() else { panic!("{commands:?}") };
+        assert_eq!(update.limits.as_ref().unwrap().left_bytes, Some(600_000_000));
+        assert!(update.preshared_key.is_none() && update.update_only);
+        assert_eq!(changes.changed, ["peer1"]);
+        assert!(difference(std::slice::from_ref(&new), std::slice::from_ref(&new), |_| 5).0.is_empty());
+    }
+
+    #[test]
     fn a_disabled_peer_is_as_good_as_none() {
         let disabled = Peer { enabled: false, ..peer(1) };
-        let (commands, changes) = difference(&[peer(1)], std::slice::from_ref(&disabled));
+        let (commands, changes) = difference(&[peer(1)], std::slice::from_ref(&disabled), |_| 0);
         assert!(matches!(commands.as_slice(), [Command::RemovePeer(_)]));
         assert_eq!(changes.removed, ["peer1"]);
-        let (commands, changes) = difference(std::slice::from_ref(&disabled), &[peer(1)]);
+        let (commands, changes) = difference(std::slice::from_ref(&disabled), &[peer(1)], |_| 0);
         assert!(matches!(commands.as_slice(), [Command::SetPeer(_)]));
         assert_eq!(changes.added, ["peer1"]);
-        assert!(difference(&[], &[disabled]).0.is_empty());
+        assert!(difference(&[], &[disabled], |_| 0).0.is_empty());
     }
 
     #[test]
     fn a_fixed_endpoint_is_set_at_once_and_a_name_is_not() {
         let at = |text: &str| Peer { endpoint: Some(text.parse().unwrap()), ..peer(1) };
-        assert_eq!(introduce(&at("192.0.2.1:5")).endpoint.unwrap().remote, "192.0.2.1:5".parse().unwrap());
+        assert_eq!(introduce(&at("192.0.2.1:5"), 0).endpoint.unwrap().remote, "192.0.2.1:5".parse().unwrap());
         assert_eq!(
-            introduce(&at("[2001:db8::1]:5")).endpoint.unwrap().remote,
+            introduce(&at("[2001:db8::1]:5"), 0).endpoint.unwrap().remote,
             "[2001:db8::1]:5".parse().unwrap()
         );
-        assert!(introduce(&at("vpn.example.org:5")).endpoint.is_none());
+        assert!(introduce(&at("vpn.example.org:5"), 0).endpoint.is_none());
     }
 }

@@ -1,6 +1,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use adit_proto::allowance::AllowanceStatus;
 use adit_proto::endpoint::Carrier;
 use adit_proto::forward::Forwarding;
 use adit_proto::key::PublicKey;
@@ -8,6 +9,7 @@ use adit_proto::suite::Suite;
 use tokio::sync::watch;
 
 use super::Wanted;
+use crate::config::PeerLimits;
 
 /// What the configuration says about a peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub struct Facts {
     pub name: String,
     /// Its lease.
     pub inside: Vec<IpAddr>,
+    /// What it may use.
+    pub limits: PeerLimits,
 }
 
 /// Who calls from which inside address.
@@ -33,6 +37,7 @@ pub(super) struct Caller {
     pub(super) suite: Suite,
     pub(super) outside: Option<SocketAddr>,
     pub(super) carrier: Option<&'static str>,
+    pub(super) allowance: AllowanceStatus,
 }
 
 impl Callers {
@@ -60,6 +65,7 @@ impl Callers {
             key: path.public_key,
             facts,
             suite: path.suite,
+            allowance: path.allowance.status(path.traffic.carried()),
             outside: endpoint.map(|it| SocketAddr::new(it.remote.ip().to_canonical(), it.remote.port())),
             carrier: endpoint.map(|it| match it.carrier {
                 Carrier::Udp => "udp",

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::limits::LimitsReport;
 use crate::web::{self, Way};
 
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -24,6 +25,9 @@ pub struct WhoAmI {
     pub carrier: Option<String>,
     /// The suite.
     pub suite: String,
+    /// What we may use; `None` is without limits.
+    #[serde(default)]
+    pub limits: Option<LimitsReport>,
 }
 
 /// Asks the first of `apis` that answers, through `interface` only; also which one that was.

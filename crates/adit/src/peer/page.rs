@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use super::peer_of;
-use crate::config::{Config, Layers, Peer, PeerName};
+use crate::config::{Config, Layers, Peer, PeerLimits, PeerName};
 use crate::home::Home;
 use crate::keys;
 use crate::table::Table;
@@ -61,6 +61,7 @@ pub fn show(home: &Home, name: &PeerName, json: bool, layers: &Layers) -> anyhow
         ("keepalive", keepalive),
         ("enabled", yes_no(peer.enabled).to_owned()),
         ("tags", or_none(peer.tags.join(", "))),
+        ("limits", limits_text(&peer.limits)),
     ];
     let mut page = String::new();
     for (label, value) in lines {
@@ -68,6 +69,18 @@ pub fn show(home: &Home, name: &PeerName, json: bool, layers: &Layers) -> anyhow
     }
     crate::print_line(page.trim_end())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// As they are configured; how they stand is in `adit status`.
+fn limits_text(limits: &PeerLimits) -> String {
+    let PeerLimits { expires, schedule, rate_up, rate_down, quota } = limits;
+    let mut parts = Vec::new();
+    parts.extend(expires.map(|expires| format!("expires {}", expires.text())));
+    parts.extend(schedule.as_ref().map(|schedule| format!("schedule {schedule}")));
+    parts.extend(rate_up.map(|rate| format!("up {rate}bit/s")));
+    parts.extend(rate_down.map(|rate| format!("down {rate}bit/s")));
+    parts.extend(quota.map(|quota| format!("{quota} a month")));
+    if parts.is_empty() { "none".to_owned() } else { parts.join(", ") }
 }
 
 fn describe(peer: &Peer) -> Value {

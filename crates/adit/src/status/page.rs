@@ -5,6 +5,7 @@ use adit_proto::reason::DropReason;
 use super::words::{cut, list, round_trip, share, size, span, speed};
 use super::{PeerReport, Report, Role};
 use crate::config::diagnostic::escape;
+use crate::limits::LimitState;
 
 /// How a page is set.
 #[derive(Clone, Copy, Debug)]
@@ -21,6 +22,9 @@ pub(super) struct Look {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     Connected,
+    Expired,
+    NotNow,
+    OverQuota,
     Idle,
     NoAnswer,
     NotSeen,
@@ -40,6 +44,7 @@ pub(super) fn page(report: &Report, look: Look) -> String {
     if !(report.role == Role::Client && report.peers.len() == 1) {
         page.peers(&report.peers);
     }
+    page.limits(&report.peers);
     page.out
 }
 
@@ -106,6 +111,7 @@ impl Page {
         }
         let name = peer.name.as_ref().map_or(String::new(), |name| format!("{} ", escape(name)));
         self.fact("gateway", &format!("{name}{}", peer.public_key));
+        self.granted(report);
         self.fact("reaches", &list(&peer.allowed_ips, 6));
         self.fact("device", &device(report));
     }
@@ -121,7 +127,29 @@ impl Page {
             self.fact("now", &format!("↓ {:<13} ↑ {}", speed(down), speed(up)));
         }
         self.fact("public key", report.public_key.as_deref().unwrap_or("none"));
+        self.granted(report);
         self.fact("device", &device(report));
+    }
+
+    /// What a gateway lets us use.
+    fn granted(&mut self, report: &Report) {
+        if let Some(granted) = &report.granted {
+            self.fact("allowed", &granted.line());
+        }
+    }
+
+    /// A line for each peer that has limits.
+    fn limits(&mut self, peers: &[PeerReport]) {
+        let mut is_first = true;
+        for (peer, limits) in peers.iter().filter_map(|peer| Some((peer, peer.limits.as_ref()?))) {
+            if std::mem::take(&mut is_first) {
+                let header = self.painted("1", "LIMITS");
+                self.out.push_str(&format!("\n  {header}\n"));
+            }
+            let line = format!("  {}: {}", escape(&name(peer)), escape(&limits.line()));
+            self.out.push_str(&cut(&line, self.look.columns));
+            self.out.push('\n');
+        }
     }
 
     /// Each reason with what it means, the most frequent first.
@@ -203,6 +231,12 @@ fn device(report: &Report) -> String {
 
 impl State {
     fn of(peer: &PeerReport) -> Self {
+        match peer.limits.as_ref().map(|limits| limits.state) {
+            Some(LimitState::AccessExpired) => return Self::Expired,
+            Some(LimitState::OutsideSchedule) => return Self::NotNow,
+            Some(LimitState::OverQuota) => return Self::OverQuota,
+            Some(LimitState::Within) | None => {}
+        }
         match (peer.has_session, &peer.endpoint, peer.last_handshake_secs_ago) {
             (true, _, _) => Self::Connected,
             (false, None, _) => Self::NotSeen,
@@ -214,6 +248,9 @@ impl State {
     fn word(self) -> &'static str {
         match self {
             Self::Connected => "connected",
+            Self::Expired => "expired",
+            Self::NotNow => "not now",
+            Self::OverQuota => "over quota",
             Self::Idle => "idle",
             Self::NoAnswer => "no answer",
             Self::NotSeen => "not seen",
@@ -300,9 +337,13 @@ fn name(peer: &PeerReport) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
+    use adit_proto::allowance::AllowanceStatus;
+
     use super::super::tests::report;
     use super::super::{Rate, Role};
     use super::*;
+    use crate::config::PeerLimits;
+    use crate::limits::LimitsReport;
 
     fn look(columns: usize) -> Look {
         Look { columns, color: false, now_unix_secs: 1_000 + 3_700 }
@@ -359,6 +400,20 @@ mod tests {
         );
         report.peers[0].has_session = false;
         assert!(page(&report, look(80)).starts_with("adit0  client, idle, up"));
+    }
+
+    #[test]
+    fn limits_are_below_the_peers_and_in_their_state() {
+        let mut report = report();
+        let limits = PeerLimits { quota: Some("50GB".parse().unwrap()), ..PeerLimits::default() };
+        let status = AllowanceStatus { left_bytes: Some(0), ..AllowanceStatus::default() };
+        report.peers[0].limits = LimitsReport::of(&limits, &status, 1_795_392_000);
+        report.granted = report.peers[0].limits.clone();
+        let page = page(&report, look(100));
+        let line = "OVER ITS QUOTA until 2026-12-01; 50 GB of 50 GB used this month";
+        assert!(page.contains("  laptop     over quota  1 min ago"), "{page}");
+        assert!(page.ends_with(&format!("\n\n  LIMITS\n  laptop: {line}\n")), "{page}");
+        assert!(page.contains(&format!("\n  allowed     {line}\n")), "{page}");
     }
 
     #[test]
