@@ -199,6 +199,7 @@ mod tests {
             has_session: false,
             handshake_rtt: None,
             staged: 0,
+            path_mtu: None,
             allowance: AllowanceStatus::default(),
         }
     }

@@ -95,6 +95,11 @@ fn describe(peer: &Peer) -> Value {
         "persistent_keepalive_secs": peer.persistent_keepalive_secs,
         "enabled": peer.enabled,
         "tags": peer.tags,
+        "expires": peer.limits.expires.map(|expires| expires.to_string()),
+        "schedule": peer.limits.schedule.as_ref().map(ToString::to_string),
+        "rate_up": peer.limits.rate_up.map(|rate| rate.to_string()),
+        "rate_down": peer.limits.rate_down.map(|rate| rate.to_string()),
+        "quota": peer.limits.quota.map(|quota| quota.to_string()),
     })
 }
 
