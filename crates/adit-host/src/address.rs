@@ -106,7 +106,7 @@ fn message(made: &MadeAddress) -> AddressMessage {
 }
 
 impl Found {
-    fn read(message: &AddressMessage) -> Option<Found> {
+    pub(crate) fn read(message: &AddressMessage) -> Option<Found> {
         let mut local: Option<IpAddr> = None;
         let mut peer: Option<IpAddr> = None;
         for attribute in &message.attributes {

@@ -3,8 +3,10 @@ use std::num::NonZeroU32;
 
 use ipnet::IpNet;
 
-use crate::firewall::{ClientFirewall, Firewall};
+use crate::firewall::block::lan_networks;
+use crate::firewall::{ClientFirewall, Firewall, KillSwitch};
 use crate::plan::{Address, Dns, Family, Fwmark, Hop, Link, MAIN_TABLE, Plan, Route, Rule, Sysctl};
+use crate::sysctl::ARP_IGNORE;
 
 /// What a client's host should be like while its tunnel is up.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,12 +18,35 @@ pub struct ClientHost {
     pub table: RouteTable,
     /// The mark on our own packets, and with [`RouteTable::Auto`] also the number of the tunnel's routing table.
     pub fwmark: NonZeroU32,
-    /// The first of two free rule priorities ([`find_free_priority`](crate::find_free_priority)).
+    /// The first of [`RULE_PRIORITIES`] free ones ([`find_free_priority`](crate::find_free_priority)).
     pub rule_priority: u32,
     pub dns_servers: Vec<IpAddr>,
     pub dns_search: Vec<String>,
     /// Where the peers are, as far as known.
     pub endpoints: Vec<IpAddr>,
+    /// Whether what does not go through the tunnel is kept in, and what of it is not.
+    pub block: Option<Block>,
+    /// Whether the kernel has IPv6, even if it is switched off.
+    pub has_ipv6: bool,
+    /// Whether any interface answers ARP for every address of this host
+    /// ([`answers_arp_for_all`](crate::answers_arp_for_all)).
+    pub answers_arp_for_all: bool,
+}
+
+/// How a kill switch is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Block {
+    /// Private networks around stay within reach.
+    pub allow_lan: bool,
+}
+
+/// How many rule priorities in a row a plan for a client may take.
+pub const RULE_PRIORITIES: u32 = 3;
+
+/// Whether the allowed IPs are the whole of a family.
+pub fn is_everything(family: Family, allowed_ips: &[IpNet]) -> bool {
+    let of_family = allowed_ips.iter().filter(|net| Family::of(net.addr()) == family).copied();
+    IpNet::aggregate(&of_family.collect()).iter().any(|net| net.prefix_len() == 0)
 }
 
 /// Where the routes to the allowed IPs go.
@@ -39,6 +64,9 @@ pub enum RouteTable {
 ///
 /// A route that would capture the packets to an endpoint (a default route, or any that covers one) goes to a table of
 /// its own, which every packet without our mark asks, unless the main table has anything better than a default route.
+///
+/// With a [`Block`] no route of the main table is better (TunnelVision, CVE-2024-3661; TunnelCrack, CVE-2023-36672):
+/// what the tunnel does not take is refused by a rule, and again by the firewall.
 pub fn client_plan(host: &ClientHost) -> Plan {
     let link = &host.link;
     let mut plan = Plan {
@@ -63,12 +91,17 @@ pub fn client_plan(host: &ClientHost) -> Plan {
         RouteTable::Number(table) => plan.routes = allowed.into_iter().map(to(table)).collect(),
         RouteTable::Auto => {
             let table = host.fwmark.get();
+            let captures_all = host.block.is_some();
             let (captures, harmless): (Vec<_>, Vec<_>) =
-                allowed.into_iter().partition(|net| captures(*net, &host.endpoints));
+                allowed.into_iter().partition(|net| captures_all || captures(*net, &host.endpoints));
             plan.routes.extend(harmless.into_iter().map(to(MAIN_TABLE)));
             plan.routes.extend(captures.iter().copied().map(to(table)));
             for family in Family::BOTH {
-                if captures.iter().any(|net| Family::of(net.addr()) == family) {
+                if let Some(block) = host.block {
+                    if family == Family::Ipv4 || host.has_ipv6 {
+                        plan.rules.extend(closed_rules(family, host.rule_priority, table, block));
+                    }
+                } else if captures.iter().any(|net| Family::of(net.addr()) == family) {
                     plan.rules.extend(rules(family, host.rule_priority, table));
                 }
             }
@@ -76,11 +109,21 @@ pub fn client_plan(host: &ClientHost) -> Plan {
                 // With rp_filter on, replies to marked packets are accepted only if the mark counts for the check.
                 plan.sysctls.push(Sysctl::new("net.ipv4.conf.all.src_valid_mark", "1"));
             }
+            if host.block.is_some() && host.answers_arp_for_all {
+                // Else a neighbour learns the inside address by asking for it (MLLVD-CR-24-03).
+                plan.sysctls.push(Sysctl::new(ARP_IGNORE, "1"));
+            }
             if !captures.is_empty() {
+                let kill_switch = |block: Block| KillSwitch {
+                    allow_lan: block.allow_lan,
+                    listen_port: None,
+                    inside: inside(host),
+                };
                 plan.firewalls.push(Firewall::Client(ClientFirewall {
                     link: link.clone(),
                     addresses: host.addresses.iter().map(|it| it.addr()).collect(),
                     fwmark: table,
+                    kill_switch: host.block.map(kill_switch),
                 }));
             }
         }
@@ -93,6 +136,27 @@ fn rules(family: Family, priority: u32, table: u32) -> [Rule; 2] {
     let unmarked =
         Rule { fwmark: Some(Fwmark::from(table)), invert: true, ..Rule::new(family, priority + 1, table) };
     [local_first, unmarked]
+}
+
+/// Only the LAN is looked for in the main table, and only if it may be reached at all.
+fn closed_rules(family: Family, priority: u32, table: u32, block: Block) -> Vec<Rule> {
+    let lan = lan_networks().filter(|net| block.allow_lan && Family::of(net.addr()) == family);
+    let lan = lan.map(|net| Rule {
+        suppress_prefix_len: Some(0),
+        to: Some(net),
+        ..Rule::new(family, priority, MAIN_TABLE)
+    });
+    let unmarked = |rule: Rule| Rule { fwmark: Some(Fwmark::from(table)), invert: true, ..rule };
+    let tunnel = unmarked(Rule::new(family, priority + 1, table));
+    let nothing_else = unmarked(Rule::unreachable(family, priority + 2));
+    lan.chain([tunnel, nothing_else]).collect()
+}
+
+/// What is known to be behind the tunnel, beyond everything.
+fn inside(host: &ClientHost) -> Vec<IpNet> {
+    let narrow = host.addresses.iter().chain(&host.allowed_ips).filter(|net| net.prefix_len() > 1);
+    let nets = narrow.map(IpNet::trunc).chain(host.dns_servers.iter().map(|it| IpNet::from(*it)));
+    IpNet::aggregate(&nets.collect())
 }
 
 fn captures(net: IpNet, endpoints: &[IpAddr]) -> bool {
@@ -122,6 +186,63 @@ mod tests {
             dns_servers: vec!["10.9.0.1".parse().unwrap()],
             dns_search: vec![],
             endpoints: vec!["192.0.2.7".parse().unwrap()],
+            block: None,
+            has_ipv6: true,
+            answers_arp_for_all: true,
+        }
+    }
+
+    #[test]
+    fn a_kill_switch_leaves_no_route_but_the_tunnel() {
+        let block = Some(Block { allow_lan: false });
+        let plan = client_plan(&ClientHost { block, ..host(&["0.0.0.0/0", "192.0.2.0/24"]) });
+        assert_eq!(
+            plan.to_string(),
+            "\
+nft      table inet adit_adit0: 10.9.0.2 fd00:9::2 only through adit0, replies keep mark 0xca6c, \
+nothing else gets in or out
+sysctl   net.ipv4.conf.all.src_valid_mark = 1
+sysctl   net.ipv4.conf.all.arp_ignore = 1
+link     adit0 mtu 1420 up
+address  10.9.0.2/32 dev adit0
+address  fd00:9::2/128 dev adit0
+route    192.0.2.0/24 dev adit0 table 51820
+route    default dev adit0 table 51820
+rule     not fwmark 0xca6c table 51820 priority 32765 (ipv4)
+rule     not fwmark 0xca6c unreachable priority 32766 (ipv4)
+rule     not fwmark 0xca6c table 51820 priority 32765 (ipv6)
+rule     not fwmark 0xca6c unreachable priority 32766 (ipv6)
+dns      adit0 servers 10.9.0.1
+"
+        );
+    }
+
+    #[test]
+    fn a_kill_switch_that_allows_the_lan_looks_for_private_networks_only() {
+        let block = Some(Block { allow_lan: true });
+        let plan = client_plan(&ClientHost { block, has_ipv6: false, ..host(&["0.0.0.0/0"]) });
+        let lan: Vec<_> = plan.rules.iter().filter_map(|rule| rule.to).map(|net| net.to_string()).collect();
+        assert_eq!(lan, ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"]);
+        let Some(Firewall::Client(ClientFirewall { kill_switch: Some(kill_switch), .. })) =
+            plan.firewalls.first()
+        else {
+            panic!("{plan}")
+        };
+        let inside: Vec<_> = kill_switch.inside.iter().map(ToString::to_string).collect();
+        assert_eq!(inside, ["10.9.0.1/32", "10.9.0.2/32", "fd00:9::2/128"]);
+    }
+
+    #[test]
+    fn everything_may_be_said_in_halves() {
+        let nets = |texts: &[&str]| texts.iter().map(|it| it.parse().unwrap()).collect::<Vec<IpNet>>();
+        for (allowed, v4, v6) in [
+            (&["0.0.0.0/0"][..], true, false),
+            (&["0.0.0.0/1", "128.0.0.0/1", "::/0"], true, true),
+            (&["0.0.0.0/1", "128.0.0.0/2", "::/1"], false, false),
+            (&[], false, false),
+        ] {
+            assert_eq!(is_everything(Family::Ipv4, &nets(allowed)), v4, "{allowed:?}");
+            assert_eq!(is_everything(Family::Ipv6, &nets(allowed)), v6, "{allowed:?}");
         }
     }
 

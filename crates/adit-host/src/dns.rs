@@ -34,6 +34,15 @@ impl fmt::Display for MadeDns {
 }
 
 impl MadeDns {
+    /// Who is told.
+    pub(crate) fn by(&self) -> String {
+        match self {
+            MadeDns::Resolvectl { .. } => "systemd-resolved".to_owned(),
+            MadeDns::Resolvconf { .. } => "resolvconf".to_owned(),
+            MadeDns::File { path, .. } => path.display().to_string(),
+        }
+    }
+
     /// Whether it outlives a reboot.
     pub(crate) fn is_on_disk(&self) -> bool {
         matches!(self, MadeDns::File { .. })

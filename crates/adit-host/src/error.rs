@@ -69,6 +69,17 @@ pub enum HostError {
     )]
     JournalBusy { path: PathBuf },
 
+    /// Nobody can say what there is to undo.
+    #[error(
+        "the journal {} cannot be read (line {line}: {reason}). It told what an earlier run changed on this host; nothing \
+         was touched now, and what was blocked stays blocked. To recover, restart this machine and remove the file. \
+         Without a restart: run `nft delete table inet NAME` for each table of adit that `nft list tables` shows, remove \
+         the rules and routes that are marked proto 173 (ip rule, ip -6 rule, ip route show table all), see whether \
+         /etc/resolv.conf is yours, and then remove the file",
+        path.display()
+    )]
+    JournalUnreadable { path: PathBuf, line: usize, reason: String },
+
     /// The changes were made in a different, still living, network namespace.
     #[error(
         "the changes in {} were made in network namespace {made_in}, and this is {here}. \

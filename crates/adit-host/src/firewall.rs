@@ -1,11 +1,13 @@
 //! Tables of our own, loaded in one transaction each. Another table's drop is final in nftables, so nothing here can
 //! open what Docker, ufw or firewalld close; it only closes, translates and marks.
 
+pub(crate) mod block;
 mod client;
 mod gateway;
 mod invited;
 pub(crate) mod passage;
 mod reach;
+mod shown;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -17,15 +19,20 @@ use nftables::batch::Batch;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::block::{KillSwitch, Lockdown};
 pub use self::client::ClientFirewall;
 pub use self::gateway::GatewayFirewall;
 pub(crate) use self::gateway::PRIVATE;
 pub use self::passage::{Passage, foreign_forward_drops};
 pub use self::reach::{Allowed, Exposed, Ports, Reach};
+pub(crate) use self::shown::Shown;
 use self::table::{Builder, json, table};
 use crate::error::HostError;
 use crate::guard::Outcome;
 use crate::program;
+
+/// No interface can have this name, as the tables of interfaces begin otherwise.
+const LOCKDOWN_TABLE: &str = "adit-lockdown";
 
 /// A table of our own, by what it is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -35,7 +42,9 @@ use crate::program;
 pub enum Firewall {
     Gateway(GatewayFirewall),
     Client(ClientFirewall),
+    Lockdown(Lockdown),
 }
+
 /// A port we listen on, outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Listener {
@@ -64,9 +73,19 @@ impl Firewall {
         let link = match self {
             Firewall::Gateway(it) => &it.link,
             Firewall::Client(it) => &it.link,
+            Firewall::Lockdown(_) => return LOCKDOWN_TABLE.to_owned(),
         };
         let plain = |c: char| if c.is_ascii_alphanumeric() || "_-.".contains(c) { c } else { '_' };
         format!("adit_{}", link.chars().map(plain).collect::<String>())
+    }
+
+    /// Whether it keeps traffic in, so that taking it away lets traffic out.
+    pub fn blocks(&self) -> bool {
+        match self {
+            Firewall::Gateway(_) => false,
+            Firewall::Client(it) => it.kill_switch.is_some(),
+            Firewall::Lockdown(_) => true,
+        }
     }
 
     /// The transaction that puts the table in place of any former one of its name, as `nft -j -f` reads it.
@@ -75,6 +94,7 @@ impl Firewall {
         match self {
             Firewall::Gateway(it) => it.build(&mut table),
             Firewall::Client(it) => it.build(&mut table),
+            Firewall::Lockdown(it) => it.build(&mut table),
         }
         json(table.batch)
     }
@@ -85,6 +105,7 @@ impl fmt::Display for Firewall {
         match self {
             Firewall::Gateway(it) => it.fmt(f),
             Firewall::Client(it) => it.fmt(f),
+            Firewall::Lockdown(it) => it.fmt(f),
         }
     }
 }
@@ -93,11 +114,22 @@ impl fmt::Display for Firewall {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct MadeFirewall {
     table: String,
+    #[serde(default)]
+    blocks: bool,
 }
 
 impl MadeFirewall {
     pub(crate) fn new(firewall: &Firewall) -> MadeFirewall {
-        MadeFirewall { table: firewall.table() }
+        MadeFirewall { table: firewall.table(), blocks: firewall.blocks() }
+    }
+
+    pub(crate) fn blocks(&self) -> bool {
+        self.blocks
+    }
+
+    /// Whether loading `firewall` puts it in the place of this table.
+    pub(crate) fn is_replaced_by(&self, firewall: &Firewall) -> bool {
+        self.table == firewall.table() && self.blocks == firewall.blocks()
     }
 }
 
@@ -129,15 +161,17 @@ fn list_ruleset() -> Option<Value> {
     serde_json::from_slice(&told).ok()
 }
 
+fn nft_missing(doing: &str) -> HostError {
+    HostError::ProgramMissing {
+        doing: doing.to_owned(),
+        program: "nft",
+        install: "apt install nftables (Debian, Ubuntu), dnf install nftables (Fedora), pacman -S nftables (Arch)",
+    }
+}
+
 /// One transaction: all of it is done, or none.
 fn run(transaction: &Value, doing: &str, lock: &File) -> Result<(), HostError> {
-    let Some(nft) = program::find("nft") else {
-        return Err(HostError::ProgramMissing {
-            doing: doing.to_owned(),
-            program: "nft",
-            install: "apt install nftables (Debian, Ubuntu), dnf install nftables (Fedora), pacman -S nftables (Arch)",
-        });
-    };
+    let Some(nft) = program::find("nft") else { return Err(nft_missing(doing)) };
     match program::run_locked(&nft, &["-j", "-f", "-"], &transaction.to_string(), doing, lock) {
         Err(HostError::ProgramFailed { said, .. }) if said.contains("Operation not permitted") => {
             Err(HostError::PermissionDenied { doing: doing.to_owned() })

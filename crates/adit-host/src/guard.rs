@@ -1,4 +1,6 @@
-use std::collections::HashSet;
+mod repair;
+
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::mem::discriminant;
 use std::path::{Path, PathBuf};
@@ -9,7 +11,7 @@ use crate::address::{self, MadeAddress};
 use crate::dns::{self, MadeDns};
 use crate::error::HostError;
 use crate::firewall::passage::{self, MadePassage};
-use crate::firewall::{self, MadeFirewall};
+use crate::firewall::{self, MadeFirewall, Shown};
 use crate::journal::{Journal, Leftover};
 use crate::link::{self, MadeLink};
 use crate::namespace;
@@ -18,6 +20,8 @@ use crate::plan::{Change, Plan};
 use crate::route::{self, MadeRoute};
 use crate::rule::{self, MadeRule};
 use crate::sysctl::{self, MadeSysctl};
+
+pub use self::repair::Extent as RepairExtent;
 
 /// Makes the host match `plan`, in the calling thread's network namespace.
 ///
@@ -29,15 +33,26 @@ pub fn apply(plan: &Plan, journal_path: &Path) -> Result<Guard, HostError> {
     let (mut journal, mut leftover) = Journal::open(journal_path)?;
     let mut changes: Vec<Change> = plan.changes().collect();
     let entries = take_over(&mut leftover, &mut changes);
-    let report = undo_leftover(&mut journal, leftover)?;
+    let report = undo_leftover(&mut journal, leftover, Extent::Everything)?;
     report.log();
     if entries.is_empty() {
         journal.begin()?;
     }
-    let mut guard = Guard { journal: Some(journal), entries, namespace: namespace::current() };
+    // A host that was closed stays closed until somebody says otherwise.
+    let on_failure = match entries.iter().any(Entry::blocks) {
+        true => Extent::EverythingButBlocks,
+        false => Extent::Everything,
+    };
+    let mut guard = Guard {
+        journal: Some(journal),
+        entries,
+        namespace: namespace::current(),
+        on_failure,
+        shown: HashMap::new(),
+    };
     match guard.renew().and_then(|()| guard.make_all(&changes)) {
         Ok(()) => Ok(guard),
-        Err(cause) => Err(match guard.undo() {
+        Err(cause) => Err(match guard.undo_all(on_failure) {
             Ok(_) => cause,
             Err(undo) => HostError::RollbackIncomplete { cause: Box::new(cause), undo: Box::new(undo) },
         }),
@@ -46,10 +61,42 @@ pub fn apply(plan: &Plan, journal_path: &Path) -> Result<Guard, HostError> {
 
 /// Undoes what a crashed or killed process left in its journal. Without a journal there is nothing to do.
 pub fn undo_journal(path: &Path) -> Result<Report, HostError> {
+    undo_journal_to(path, Extent::Everything)
+}
+
+/// Like [`undo_journal`], but a firewall that [blocks](crate::Firewall::blocks) stays, and so does its record, for
+/// [`apply`] to take over.
+pub fn undo_journal_but_blocks(path: &Path) -> Result<Report, HostError> {
+    undo_journal_to(path, Extent::EverythingButBlocks)
+}
+
+/// Whether what an earlier process left in its journal keeps traffic in. One that is in use is its user's affair.
+pub fn blocks_left(path: &Path) -> Result<bool, HostError> {
+    match Journal::open_existing(path) {
+        Ok(Some((_, leftover))) => {
+            let is_here = leftover.boot == namespace::boot() && leftover.namespace == namespace::current();
+            Ok(is_here && leftover.changes.iter().any(|(_, made)| made.blocks()))
+        }
+        Ok(None) | Err(HostError::JournalBusy { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn undo_journal_to(path: &Path, extent: Extent) -> Result<Report, HostError> {
     let Some((mut journal, leftover)) = Journal::open_existing(path)? else { return Ok(Report::default()) };
-    let report = undo_leftover(&mut journal, leftover)?;
-    journal.finish()?;
+    let report = undo_leftover(&mut journal, leftover, extent)?;
+    if report.kept.is_empty() {
+        journal.finish()?;
+    }
     Ok(report)
+}
+
+/// How much of what was made is undone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Extent {
+    Everything,
+    /// Not the firewalls that keep traffic in.
+    EverythingButBlocks,
 }
 
 /// What undoing did.
@@ -61,6 +108,8 @@ pub struct Report {
     pub left_alone: Vec<String>,
     /// What other gateways and tunnels still need; the last of them takes it back.
     pub shared: Vec<String>,
+    /// What still keeps traffic in, because nobody has said that it may leave.
+    pub kept: Vec<String>,
     pub warnings: Vec<String>,
 }
 
@@ -85,6 +134,10 @@ pub struct Guard {
     journal: Option<Journal>,
     entries: Vec<Entry>,
     namespace: String,
+    /// What dropping it undoes.
+    on_failure: Extent,
+    /// How the kernel shows our tables, by name, as we last loaded them.
+    shown: HashMap<String, Shown>,
 }
 
 #[derive(Debug)]
@@ -94,12 +147,29 @@ struct Entry {
     made: Option<(u64, Made)>,
 }
 
+impl Entry {
+    fn blocks(&self) -> bool {
+        self.made.as_ref().is_some_and(|(_, made)| made.blocks())
+    }
+}
+
 impl Guard {
     /// Puts back everything, last change first, and removes the journal. What others changed since is left alone.
     ///
     /// After an error the journal still holds what could not be undone, for [`undo_journal`].
     pub fn undo(mut self) -> Result<Report, HostError> {
-        self.undo_all()
+        self.undo_all(Extent::Everything)
+    }
+
+    /// Like [`Guard::undo`], for an end that nobody asked for: what keeps traffic in stays, with its record, until
+    /// [`apply`] takes it over or [`undo_journal`] takes it back.
+    pub fn undo_but_blocks(mut self) -> Result<Report, HostError> {
+        self.undo_all(Extent::EverythingButBlocks)
+    }
+
+    /// Puts back what is not needed to keep a host closed that was closed when [`apply`] came: for a start that failed.
+    pub fn roll_back(mut self) -> Result<Report, HostError> {
+        self.undo_all(self.on_failure)
     }
 
     /// Ends the guard and leaves the changes and their journal in place, for [`undo_journal`].
@@ -201,7 +271,21 @@ impl Guard {
                 result?;
                 journal.forget(old_seq)?;
             }
-            (Change::Firewall(firewall), Some(_)) => firewall::load(firewall, journal.lock())?,
+            (Change::Firewall(firewall), Some((seq, Made::Firewall(made)))) => {
+                let again = MadeFirewall::new(firewall);
+                // Whether it blocks has to be on the disk before it does.
+                let new_seq = match again == *made {
+                    true => *seq,
+                    false => journal.record([&Made::Firewall(again.clone())])?.start,
+                };
+                let old_seq = std::mem::replace(seq, new_seq);
+                *made = again;
+                firewall::load(firewall, journal.lock())?;
+                self.shown.remove(&firewall.table());
+                if old_seq != new_seq {
+                    journal.forget(old_seq)?;
+                }
+            }
             _ => {
                 self.entries.remove(position);
                 return self.make_kind(&[change]);
@@ -211,7 +295,7 @@ impl Guard {
         Ok(())
     }
 
-    fn undo_all(&mut self) -> Result<Report, HostError> {
+    fn undo_all(&mut self, extent: Extent) -> Result<Report, HostError> {
         let mut report = Report::default();
         let mut failures = Vec::new();
         let here = namespace::current();
@@ -223,7 +307,9 @@ impl Guard {
             });
         }
         for entry in std::mem::take(&mut self.entries).iter().rev() {
-            if let Err(error) = self.undo_entry(entry, &mut report) {
+            if extent == Extent::EverythingButBlocks && entry.blocks() {
+                report.kept.push(entry.change.to_string());
+            } else if let Err(error) = self.undo_entry(entry, &mut report) {
                 failures.push(error.to_string());
             }
         }
@@ -233,8 +319,8 @@ impl Guard {
             return Err(error);
         }
         match self.journal.take() {
-            Some(journal) => journal.finish().map(|()| report),
-            None => Ok(report),
+            Some(journal) if report.kept.is_empty() => journal.finish().map(|()| report),
+            _ => Ok(report),
         }
     }
 
@@ -256,7 +342,7 @@ impl Drop for Guard {
         if self.journal.is_none() {
             return;
         }
-        match self.undo_all() {
+        match self.undo_all(self.on_failure) {
             Ok(report) => report.log(),
             Err(error) => tracing::error!("{error}"),
         }
@@ -284,7 +370,7 @@ fn take_over(leftover: &mut Leftover, changes: &mut Vec<Change>) -> Vec<Entry> {
     for (seq, made) in std::mem::take(&mut leftover.changes) {
         let position = changes.iter().position(|change| match (&made, change) {
             (Made::Sysctl(made), Change::Sysctl(wanted)) => made.stands_as(wanted),
-            (Made::Firewall(made), Change::Firewall(wanted)) => *made == MadeFirewall::new(wanted),
+            (Made::Firewall(made), Change::Firewall(wanted)) => made.is_replaced_by(wanted),
             _ => false,
         });
         match position {
@@ -297,7 +383,7 @@ fn take_over(leftover: &mut Leftover, changes: &mut Vec<Change>) -> Vec<Entry> {
     entries
 }
 
-fn undo_leftover(journal: &mut Journal, leftover: Leftover) -> Result<Report, HostError> {
+fn undo_leftover(journal: &mut Journal, leftover: Leftover, extent: Extent) -> Result<Report, HostError> {
     let mut report = Report { warnings: leftover.warnings, ..Report::default() };
     let here = namespace::current();
     let same_boot = leftover.boot == namespace::boot();
@@ -315,6 +401,8 @@ fn undo_leftover(journal: &mut Journal, leftover: Leftover) -> Result<Report, Ho
     for (seq, made) in leftover.changes.iter().rev() {
         if !kernel_remembers && !made.is_on_disk() {
             journal.forget(*seq)?;
+        } else if extent == Extent::EverythingButBlocks && made.blocks() {
+            report.kept.push(made.to_string());
         } else if let Err(error) = undo_one(journal, *seq, made, &mut report) {
             failures.push(error.to_string());
         }
@@ -417,6 +505,11 @@ impl Made {
     /// Whether a failure to make it means that nothing was made.
     fn is_all_or_nothing(&self) -> bool {
         !matches!(self, Made::Link(_) | Made::Dns(_))
+    }
+
+    /// Whether undoing it lets traffic out.
+    fn blocks(&self) -> bool {
+        matches!(self, Made::Firewall(firewall) if firewall.blocks())
     }
 
     /// Whether it outlives the kernel that holds everything else.

@@ -83,9 +83,12 @@ impl Journal {
         let mut file = OpenOptions::new().read(true).append(true).open(path).map_err(problem)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(problem)?;
-        let (leftover, next_seq) = parse(&bytes, path);
+        let (leftover, next_seq, whole_bytes) = parse(&bytes, path)?;
         let mut journal = Journal { path: path.to_owned(), file, lock, next_seq };
-        if bytes.last().is_some_and(|last| *last != b'\n') {
+        if whole_bytes < bytes.len() {
+            let cut = journal.file.set_len(whole_bytes as u64);
+            cut.map_err(|error| HostError::file("write", path, error))?;
+        } else if bytes.last().is_some_and(|last| *last != b'\n') {
             journal.append(b"\n", false)?;
         }
         Ok(Some((journal, leftover)))
@@ -158,21 +161,21 @@ impl Journal {
     }
 }
 
-fn parse(bytes: &[u8], path: &Path) -> (Leftover, u64) {
+/// What is left to undo, the next number, and how many bytes hold whole lines.
+///
+/// A line is on the disk before its change is made, so a last line that a crash cut short tells of no change. Any other
+/// that cannot be read may: nobody can say what is to be undone then.
+fn parse(bytes: &[u8], path: &Path) -> Result<(Leftover, u64, usize), HostError> {
     let mut leftover = Leftover::default();
     let mut changes = BTreeMap::new();
     let mut next_seq = 1;
+    let mut whole_bytes = bytes.len();
+    let mut version = VERSION;
     for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
     {
         match serde_json::from_slice(line) {
-            Ok(Line::Opened { version, boot, namespace }) => {
-                if version > VERSION {
-                    leftover.warnings.push(format!(
-                        "{} was written by a newer adit (version {version}, this one knows {VERSION}): \
-                         what it changed and this one does not know stays",
-                        path.display()
-                    ));
-                }
+            Ok(Line::Opened { version: of_file, boot, namespace }) => {
+                version = of_file;
                 leftover.boot = boot;
                 leftover.namespace = namespace;
             }
@@ -181,15 +184,19 @@ fn parse(bytes: &[u8], path: &Path) -> (Leftover, u64) {
                 changes.insert(seq, made);
             }
             Ok(Line::Undone { seq }) => drop(changes.remove(&seq)),
-            Err(error) => leftover.warnings.push(format!(
-                "line {} of {} cannot be read and was skipped ({error}); if it recorded a change, that one stays",
-                number + 1,
-                path.display()
-            )),
+            Err(_) if bytes.ends_with(line) => whole_bytes = bytes.len() - line.len(),
+            Err(error) => {
+                let newer = format!("it is of a newer adit, version {version}; ");
+                return Err(HostError::JournalUnreadable {
+                    path: path.to_owned(),
+                    line: number + 1,
+                    reason: if version > VERSION { newer + &error.to_string() } else { error.to_string() },
+                });
+            }
         }
     }
     leftover.changes = changes.into_iter().collect();
-    (leftover, next_seq)
+    Ok((leftover, next_seq, whole_bytes))
 }
 
 /// Locks the file; `None` when there is none.
@@ -251,21 +258,17 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_or_unknown_line_is_skipped_with_a_warning_and_the_rest_is_kept() {
+    fn a_torn_last_line_told_of_nothing_made_and_is_cut_off() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("journal");
         let (mut journal, _) = Journal::open(&path).unwrap();
         journal.begin().unwrap();
         journal.record([&made(1)]).unwrap();
-        journal
-            .append(b"{\"line\":\"change\",\"seq\":2,\"what\":\"from_the_future\"}\n{\"line\":\"cha", true)
-            .unwrap();
+        journal.append(b"{\"line\":\"cha", true).unwrap();
         drop(journal);
 
         let (mut journal, leftover) = Journal::open_existing(&path).unwrap().unwrap();
         assert_eq!(leftover.changes, [(1, made(1))]);
-        assert_eq!(leftover.warnings.len(), 2);
-        assert!(leftover.warnings[1].contains("line 4"), "{:?}", leftover.warnings);
         journal.record([&made(3)]).unwrap();
         drop(journal);
         let (_, leftover) = Journal::open_existing(&path).unwrap().unwrap();
@@ -273,17 +276,37 @@ mod tests {
     }
 
     #[test]
-    fn a_journal_of_a_newer_version_is_warned_about_and_undone_as_far_as_known() {
-        let parsed = |version: u32| {
+    fn a_line_that_cannot_be_read_stops_everything_and_the_error_says_how_to_recover() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.begin().unwrap();
+        journal.append(b"{\"line\":\"change\",\"seq\":2,\"what\":\"from_the_future\"}\n", true).unwrap();
+        journal.record([&made(1)]).unwrap();
+        drop(journal);
+
+        let before = fs::read(&path).unwrap();
+        for _ in 0..2 {
+            let error = Journal::open(&path).unwrap_err();
+            assert!(matches!(error, HostError::JournalUnreadable { line: 2, .. }), "{error}");
+            for part in ["journal", "line 2", "from_the_future", "nft delete table", "proto 173"] {
+                assert!(error.to_string().contains(part), "{error}");
+            }
+        }
+        assert_eq!(fs::read(&path).unwrap(), before, "nothing of it is lost");
+    }
+
+    #[test]
+    fn a_journal_of_a_newer_version_is_read_as_far_as_it_is_understood() {
+        let parsed = |version: u32, more: &str| {
             let opened = Line::Opened { version, boot: "a".into(), namespace: "b".into() };
             let lines = [opened, Line::Change { seq: 1, made: made(1) }];
             let lines = lines.map(|line| serde_json::to_string(&line).unwrap());
-            parse(lines.join("\n").as_bytes(), Path::new("journal")).0
+            parse(format!("{}\n{more}", lines.join("\n")).as_bytes(), Path::new("journal"))
         };
-        assert_eq!(parsed(VERSION).warnings.len(), 0);
-        let newer = parsed(VERSION + 1);
-        assert_eq!(newer.warnings.len(), 1, "{:?}", newer.warnings);
-        assert_eq!(newer.changes, [(1, made(1))]);
+        assert_eq!(parsed(VERSION + 1, "").unwrap().0.changes, [(1, made(1))]);
+        let error = parsed(VERSION + 1, "{}\n").unwrap_err().to_string();
+        assert!(error.contains("newer adit"), "{error}");
     }
 
     #[test]
@@ -295,7 +318,7 @@ mod tests {
         journal.record(&[made(1), made(2), made(3)]).unwrap();
         let bytes = fs::read(&path).unwrap();
         for cut in 0..=bytes.len() {
-            let (leftover, _) = parse(&bytes[..cut], &path);
+            let (leftover, _, whole_bytes) = parse(&bytes[..cut], &path).unwrap();
             let whole_lines = bytes[..cut].iter().filter(|byte| **byte == b'\n').count();
             let without_newline = usize::from(bytes.get(cut) == Some(&b'\n'));
             assert_eq!(
@@ -303,7 +326,7 @@ mod tests {
                 (whole_lines + without_newline).saturating_sub(1),
                 "cut at {cut}"
             );
-            assert!(leftover.warnings.len() <= 1);
+            assert!(parse(&bytes[..whole_bytes], &path).unwrap().2 == whole_bytes, "cut at {cut}");
         }
     }
 

@@ -21,9 +21,11 @@ mod guard;
 mod holds;
 mod journal;
 mod link;
+mod monitor;
 mod namespace;
 mod netlink;
 mod plan;
+mod preview;
 mod program;
 mod room;
 mod route;
@@ -31,18 +33,20 @@ mod rule;
 mod surroundings;
 mod sysctl;
 
-pub use client::{ClientHost, RouteTable, client_plan};
+pub use client::{Block, ClientHost, RULE_PRIORITIES, RouteTable, client_plan, is_everything};
 pub use error::HostError;
 pub use firewall::{
-    Allowed, ClientFirewall, Exposed, Firewall, GatewayFirewall, Listener, Passage, Ports, Reach, Transport,
-    foreign_forward_drops,
+    Allowed, ClientFirewall, Exposed, Firewall, GatewayFirewall, KillSwitch, Listener, Lockdown, Passage,
+    Ports, Reach, Transport, foreign_forward_drops,
 };
 pub use gateway::{GatewayHost, gateway_plan, private_networks};
-pub use guard::{Guard, Report, apply, undo_journal};
+pub use guard::{Guard, RepairExtent, Report, apply, blocks_left, undo_journal, undo_journal_but_blocks};
 pub use link::link_exists;
+pub use monitor::{HostEvent, watch};
 pub use plan::{Address, Change, Dns, Family, Fwmark, Hop, Link, MAIN_TABLE, Plan, Route, Rule, Sysctl};
+pub use preview::{Preview, Step, preview};
 pub use room::furnish;
 pub use route::{Way, auto_mtu, find_free_table, route_mtu, way_to};
 pub use rule::find_free_priority;
 pub use surroundings::{Surroundings, surroundings};
-pub use sysctl::{ipv6_enabled, links_accepting_router_advertisements};
+pub use sysctl::{answers_arp_for_all, has_ipv6, ipv6_enabled, links_accepting_router_advertisements};

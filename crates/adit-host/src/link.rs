@@ -23,6 +23,8 @@ pub(crate) struct Found {
     pub(crate) name: String,
     pub(crate) mtu_bytes: u32,
     pub(crate) up: bool,
+    /// Up, and with a carrier.
+    pub(crate) running: bool,
 }
 
 /// What was made of a link, and what it was.
@@ -127,6 +129,12 @@ pub(crate) fn undo(netlink: &mut Netlink, made: &MadeLink) -> Result<Outcome, Ho
     }
 }
 
+/// Brings a link up that somebody took down.
+pub(crate) fn raise(netlink: &mut Netlink, made: &MadeLink) -> Result<(), HostError> {
+    let up = set_up(netlink, made.index, true);
+    up.map_err(|error| HostError::kernel(format!("bring {} up", made.link.name), error))
+}
+
 fn set_mtu(netlink: &mut Netlink, index: u32, mtu_bytes: u32) -> io::Result<()> {
     let mut message = LinkMessage::default();
     message.header.index = index;
@@ -143,7 +151,7 @@ fn set_up(netlink: &mut Netlink, index: u32, up: bool) -> io::Result<()> {
 }
 
 impl Found {
-    fn read(message: &LinkMessage) -> Option<Found> {
+    pub(crate) fn read(message: &LinkMessage) -> Option<Found> {
         let mut name = None;
         let mut mtu_bytes = 0;
         for attribute in &message.attributes {
@@ -154,6 +162,7 @@ impl Found {
             }
         }
         let up = message.header.flags.contains(LinkFlags::Up);
-        Some(Found { index: message.header.index, name: name?, mtu_bytes, up })
+        let running = message.header.flags.contains(LinkFlags::Up | LinkFlags::LowerUp);
+        Some(Found { index: message.header.index, name: name?, mtu_bytes, up, running })
     }
 }

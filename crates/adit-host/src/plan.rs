@@ -202,6 +202,9 @@ pub struct Rule {
     /// Lower is asked earlier; never 0.
     pub priority: u32,
     pub table: u32,
+    /// Refuse what matches instead of looking in `table`, which is 0 then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unreachable: bool,
     #[serde(default)]
     pub fwmark: Option<Fwmark>,
     /// Match what the other conditions do not.
@@ -219,12 +222,18 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// A rule that refuses every packet of `family`.
+    pub fn unreachable(family: Family, priority: u32) -> Rule {
+        Rule { unreachable: true, ..Rule::new(family, priority, 0) }
+    }
+
     /// A rule that sends every packet of `family` to `table`.
     pub fn new(family: Family, priority: u32, table: u32) -> Rule {
         Rule {
             family,
             priority,
             table,
+            unreachable: false,
             fwmark: None,
             invert: false,
             suppress_prefix_len: None,
@@ -268,6 +277,7 @@ impl fmt::Display for Rule {
             None => {}
         }
         match self.table {
+            _ if self.unreachable => write!(f, "unreachable")?,
             MAIN_TABLE => write!(f, "table main")?,
             table => write!(f, "table {table}")?,
         }

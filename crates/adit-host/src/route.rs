@@ -179,6 +179,18 @@ pub(crate) fn make(netlink: &mut Netlink, made: &MadeRoute) -> Result<(), HostEr
         .map_err(|error| HostError::kernel(format!("add the route {}", made.route), error))
 }
 
+/// Puts a route in the place of whatever other one has its destination, table and metric.
+pub(crate) fn make_in_place(netlink: &mut Netlink, route: &Route) -> Result<(), HostError> {
+    let doing = format!("put the route {route} back");
+    let index = match route.hop.link() {
+        Some(name) => Some(link::need(netlink, name, doing.clone())?.index),
+        None => None,
+    };
+    netlink
+        .replace(RouteNetlinkMessage::NewRoute(message(&MadeRoute { route: route.clone(), index })))
+        .map_err(|error| HostError::kernel(doing, error))
+}
+
 pub(crate) fn undo(netlink: &mut Netlink, made: &MadeRoute) -> Result<Outcome, HostError> {
     match netlink.set(RouteNetlinkMessage::DelRoute(message(made))) {
         Ok(()) => Ok(Outcome::Undone),
@@ -221,7 +233,7 @@ pub(crate) struct Found {
     pub(crate) table: u32,
     pub(crate) metric: u32,
     pub(crate) oif: Option<u32>,
-    gateway: Option<IpAddr>,
+    pub(crate) gateway: Option<IpAddr>,
     pub(crate) unicast: bool,
     mtu_bytes: Option<u32>,
 }
@@ -238,7 +250,7 @@ pub(crate) fn list(netlink: &mut Netlink) -> Result<Vec<Found>, HostError> {
 }
 
 impl Found {
-    fn read(message: &RouteMessage) -> Option<Found> {
+    pub(crate) fn read(message: &RouteMessage) -> Option<Found> {
         let length = message.header.destination_prefix_length;
         let mut destination = match message.header.address_family {
             AddressFamily::Inet => IpNet::V4(Ipv4Net::new(Ipv4Addr::UNSPECIFIED, length).ok()?),

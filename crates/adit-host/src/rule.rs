@@ -106,15 +106,14 @@ fn message(rule: &Rule) -> RuleMessage {
         dst_len: length(rule.to),
         src_len: length(rule.from),
         table: u8::try_from(rule.table).unwrap_or_default(),
-        action: RuleAction::ToTable,
+        action: if rule.unreachable { RuleAction::Unreachable } else { RuleAction::ToTable },
         flags: if rule.invert { RuleFlags::Invert } else { RuleFlags::empty() },
         ..RuleHeader::default()
     };
-    let mut attributes = vec![
-        RuleAttribute::Priority(rule.priority),
-        RuleAttribute::Table(rule.table),
-        RuleAttribute::Protocol(PROTOCOL),
-    ];
+    let mut attributes = vec![RuleAttribute::Priority(rule.priority), RuleAttribute::Protocol(PROTOCOL)];
+    if !rule.unreachable {
+        attributes.push(RuleAttribute::Table(rule.table));
+    }
     if let Some(Fwmark { mark, mask }) = rule.fwmark {
         attributes.extend([RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mask)]);
     }
@@ -128,11 +127,16 @@ fn message(rule: &Rule) -> RuleMessage {
 
 impl Found {
     fn read(family: Family, message: &RuleMessage) -> Option<Found> {
-        if message.header.action != RuleAction::ToTable || message.header.family == AddressFamily::Unspec {
+        let unreachable = match message.header.action {
+            RuleAction::ToTable => false,
+            RuleAction::Unreachable => true,
+            _ => return None,
+        };
+        if message.header.family == AddressFamily::Unspec {
             return None;
         }
         let net = |address: &IpAddr, length| IpNet::new(*address, length).ok();
-        let mut rule = Rule::new(family, 0, message.header.table.into());
+        let mut rule = Rule { unreachable, ..Rule::new(family, 0, message.header.table.into()) };
         let mut ours = false;
         let mut plain = true;
         let mut mark = None;
@@ -154,6 +158,9 @@ impl Found {
             }
         }
         rule.fwmark = mark.map(|mark| Fwmark { mark, mask });
+        if unreachable {
+            rule.table = 0;
+        }
         Some(Found { rule, ours, plain })
     }
 }

@@ -29,6 +29,22 @@ fn hears_router_advertisements(link: &str) -> bool {
     }
 }
 
+pub(crate) const ARP_IGNORE: &str = "net.ipv4.conf.all.arp_ignore";
+
+/// Whether any interface answers ARP for every address of this host, or would without a tunnel of ours.
+pub fn answers_arp_for_all() -> bool {
+    match read(ARP_IGNORE).as_deref() {
+        Ok("0") => true,
+        Ok("1") => Holds::lock().is_ok_and(|holds| holds.made(&Sysctl::new(ARP_IGNORE, "1")).is_some()),
+        _ => false,
+    }
+}
+
+/// Whether the kernel has IPv6, even if it is switched off.
+pub fn has_ipv6() -> bool {
+    read("net/ipv6/conf/all/disable_ipv6").is_ok()
+}
+
 /// Whether this host speaks IPv6 at all: it is neither missing from the kernel nor switched off.
 pub fn ipv6_enabled() -> bool {
     read("net/ipv6/conf/all/disable_ipv6").is_ok_and(|value| value == "0")

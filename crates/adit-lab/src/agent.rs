@@ -7,8 +7,10 @@ use std::fmt::Display;
 use std::process::ExitCode;
 use std::str::FromStr;
 
+mod chatter;
 mod content;
 mod http;
+mod mislead;
 mod rate;
 mod relay;
 mod sequence;
@@ -35,6 +37,10 @@ agents of the lab:
                                        the highest rate of which less is lost
   udp-relay --listen ADDR --to ADDR [--delay-ms N] [--loss-percent P] [--seed N]
                                        passes datagrams on, each way after a delay, and loses some
+  chatter --device NAME [--to IP]... [--source4 IP] [--source6 IP] [--existing ADDR] [--interval-ms N]
+                                       sends traffic of every class until standard input closes
+  icmp-redirect --victim IP --to IP --by IP
+  router-advert --device NAME --network IPV6 --prefix-len N
   capture INTERFACE FILE               until standard input closes
   remove LAB                           ends and removes a lab that was kept
 ";
@@ -46,6 +52,9 @@ pub fn agent_main(arguments: impl IntoIterator<Item = String>) -> Option<ExitCod
     let agent = arguments.next()?;
     let mut words = Words(arguments.collect());
     let outcome = match agent.as_str() {
+        "chatter" => chatter::chatter(&mut words),
+        "icmp-redirect" => mislead::redirect(&mut words),
+        "router-advert" => mislead::advertise(&mut words),
         "http-server" => http::serve(&mut words),
         "http-get" => http::get(&mut words),
         "tcp-sink" => tcp::sink(&mut words),

@@ -24,8 +24,8 @@ use crate::profile::{self, ForVerb};
 use crate::settings::ConfigVerb;
 use crate::status::Asking;
 use crate::{
-    bench, check, demo, export, gateway, import, init, invite, ip, join, keys, peer, proxy, reload, run,
-    settings, status, wg,
+    bench, check, demo, export, gateway, import, init, invite, ip, join, keys, peer, plan, proxy, reload,
+    run, settings, status, wg,
 };
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
@@ -129,6 +129,9 @@ enum Verb {
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
     },
+    /// Show what `up` or `gateway` would change on this host, and change nothing
+    #[command(subcommand)]
+    Plan(plan::PlanVerb),
     /// Bring a tunnel down and put the host back as it was
     Down {
         /// The interface or its file [default: the only one]
@@ -225,7 +228,7 @@ enum Verb {
 
 /// Settings of `[gateway]` for one run.
 #[derive(Debug, Args)]
-struct GatewayArgs {
+pub struct GatewayArgs {
     /// Name of the tunnel interface
     #[arg(long, value_name = "NAME", value_parser = checked(str::parse::<InterfaceName>))]
     interface: Option<String>,
@@ -368,6 +371,7 @@ impl Cli {
                 let log = if asked { Config::log_without_file(&layers)?.rooted() } else { quiet };
                 run::run(&run::RunOptions { file, command, log })
             }
+            Verb::Plan(verb) => plan::run(&home, verb, layers),
             Verb::Down { name } => client::down(&home, name.as_deref()),
             Verb::Status { interface, json, watch } => {
                 let watch = watch.map(|secs| Duration::from_secs(secs.into()));
@@ -422,6 +426,7 @@ impl Verb {
             Self::Run { .. } => false,
             Self::Config(_) | Self::Import(_) | Self::Export(_) => true,
             Self::Reload { .. } => false,
+            Self::Plan(_) => true,
             Self::Down { .. }
             | Self::Status { .. }
             | Self::Events(_)
@@ -457,7 +462,9 @@ impl Global {
 }
 
 impl GatewayArgs {
-    fn over(self, mut layers: Layers) -> Layers {
+    /// Puts the flags over `layers`.
+    #[must_use]
+    pub fn over(self, mut layers: Layers) -> Layers {
         let given = [
             ("gateway.interface", "--interface", self.interface),
             ("gateway.listen", "--listen", self.listen),

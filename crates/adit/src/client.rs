@@ -5,6 +5,7 @@
 //!   down, SIGTERM, or a failure half-way: the same backwards; after SIGKILL: from the journal
 //! ```
 
+mod block;
 mod hook;
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use adit_host::{ClientHost, Firewall, Fwmark, Guard, Plan, RouteTable};
+use adit_host::{Block, ClientHost, Firewall, Fwmark, Guard, Plan, RouteTable};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
@@ -88,19 +89,63 @@ fn serve(
     events: EventLog,
     readiness: Readiness,
 ) -> anyhow::Result<ExitCode> {
-    let mut client = Client::open(home, interface, file, &settings, &readiness)?;
+    let mut client = Client::open(home, interface, file, &settings, &readiness)
+        .map_err(|error| say_if_closed(error, home, interface))?;
     client.instance.write_events_to(events);
+    let mut how = Ending::NeverUp;
     let outcome = match client.wait_for_an_answer(&readiness) {
         Ok(true) => {
             readiness.ready()?;
             tracing::info!(interface, "tunnel ready");
-            client.run_until_asked()
+            let outcome = client.run_until_asked();
+            how = if outcome.is_ok() { Ending::Asked } else { Ending::Unasked };
+            outcome
         }
         Ok(false) => Err(anyhow!("asked to end before the tunnel was up")),
         Err(error) => Err(error),
     };
-    let closed = client.close();
+    let closed = client.close(how);
+    let outcome = outcome.map_err(|error| say_if_closed(error, home, interface));
     outcome.and(closed).map(|()| ExitCode::SUCCESS)
+}
+
+/// How a tunnel ends, which decides whether its kill switch goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    /// By a user or a service manager: the host is as it was.
+    Asked,
+    /// By itself: what must not leave stays in.
+    Unasked,
+    /// Before it was up: the host is as open or closed as it was.
+    NeverUp,
+}
+
+fn say_if_closed(error: anyhow::Error, home: &Home, interface: &str) -> anyhow::Error {
+    match adit_host::blocks_left(&control::journal_path(home, interface)) {
+        Ok(true) => anyhow!(
+            "{error:#}. The kill switch stays: nothing leaves this host until `adit up` succeeds or `adit down {interface}{}` \
+             opens it",
+            home.flag()
+        ),
+        _ => error,
+    }
+}
+
+/// What [`up`] would make of this host, without making it.
+///
+/// # Errors
+/// The file is wrong, a name does not resolve, or the tunnel is up already.
+pub fn plan_of(home: &Home, path: &Path, layers: &Layers) -> anyhow::Result<(String, Plan)> {
+    let interface = interface_of(path)?.to_string();
+    let file = WgQuick::load(path, Hooks::Allowed)?;
+    let settings = ClientSettings::load(home, layers, Some(&file))?;
+    let block = block::asked_for(&file, &settings)?;
+    if let Some(pid) = PidFile::holder(&control::pid_path(home, &interface)) {
+        bail!("{interface} is up already (process {pid}); `adit status{}` tells how it is", home.flag());
+    }
+    let reached = resolve_peers(&file.peers)?;
+    let (plan, _) = plan(&interface, &file, &reached, adit_host::ipv6_enabled(), block)?;
+    Ok((interface, plan))
 }
 
 /// The interface that a file is named after.
@@ -149,8 +194,13 @@ impl Client {
         let signals = daemon::signals()?;
         let pid_file = PidFile::lock(&control::pid_path(home, interface))?;
         let journal = control::journal_path(home, interface);
-        device::clean_up_after(&journal)?;
+        let block = block::asked_for(&file, settings)?;
+        block::refuse_behind_another(home, interface)?;
+        device::clean_up_behind_block(&journal)?;
         device::refuse_existing(interface)?;
+        if let Some(block) = block {
+            block::warnings(&file, block).iter().for_each(|text| readiness.warn(text));
+        }
         if file.interface.save_config {
             readiness.warn("SaveConfig is passed over: adit never writes to the file");
         }
@@ -161,7 +211,7 @@ impl Client {
         let reached = resolve_peers(&file.peers)?;
         hook::run(&file.interface.hooks, HookTime::PreUp, interface)?;
 
-        let (plan, fwmark) = plan(interface, &file, &reached, ipv6)?;
+        let (mut plan, fwmark) = plan(interface, &file, &reached, ipv6, block)?;
         let tun = Tun::create(&TunConfig {
             name: Some(interface.to_owned()),
             queues: driver::lanes_auto(),
@@ -170,7 +220,7 @@ impl Client {
         let listen_port = file.interface.listen_port;
         let driver = device::start(DriverConfig { tun, listen_port, fwmark, offload: true })?;
         let (heard, before) = HeardFile::load(home.state_dir.join(format!("{interface}.endpoints.json")));
-        driver.apply(introduction(&file, &reached, &before));
+        block::open_port(&mut plan, driver.snapshot().listen_port);
         let (socket, questions) = control::open(home, interface)?;
         let mut instance = Instance::new(Role::Client, interface.to_owned(), driver, signals, questions);
         describe(&mut instance, &file, &plan, &reached);
@@ -182,7 +232,12 @@ impl Client {
             let memory = home.state_dir.join(format!("{interface}.grant.json"));
             instance.grant = Some(Grant::start(interface, apis, memory)?);
         }
-        let guard = adit_host::apply(&plan, &journal)?;
+        let mut guard = adit_host::apply(&plan, &journal)?;
+        instance.upkeep.facts.kill_switch = block.is_some();
+        instance.upkeep.facts.allow_lan = block.is_some_and(|it| it.allow_lan);
+        instance.upkeep.watch(&mut guard);
+        // Not before: the firewall takes an answer only to what it has seen leave.
+        instance.driver.apply(introduction(&file, &reached, &before));
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
         instance.driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
         let metrics = start_metrics(&instance, settings.metrics)?;
@@ -207,6 +262,7 @@ impl Client {
                 Wake::Stop => return Ok(false),
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
                 Wake::Reload(asked) => refuse_reload(asked),
+                Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
             }
         }
     }
@@ -222,6 +278,7 @@ impl Client {
                     self.ask_for_grant();
                 }
                 Wake::Reload(asked) => refuse_reload(asked),
+                Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
             }
             if self.unsaved {
                 self.unsaved = !self.heard.save(&self.instance.driver.snapshot().peers, false);
@@ -235,13 +292,17 @@ impl Client {
         }
     }
 
-    fn close(self) -> anyhow::Result<()> {
+    fn close(self, how: Ending) -> anyhow::Result<()> {
         let Self { metrics, guard, socket, instance, file, mut heard, pid_file, .. } = self;
         heard.save(&instance.driver.snapshot().peers, true);
         let hooks = &file.interface.hooks;
         warn_about(hook::run(hooks, HookTime::PreDown, &instance.interface));
         drop((socket, metrics));
-        let undone = guard.undo();
+        let undone = match how {
+            Ending::Asked => guard.undo(),
+            Ending::Unasked => guard.undo_but_blocks(),
+            Ending::NeverUp => guard.roll_back(),
+        };
         let interface = instance.interface.clone();
         instance.ends();
         instance.driver.stop();
@@ -293,7 +354,13 @@ pub(crate) fn resolve_peers(peers: &[PeerSection]) -> Result<Vec<Reached>, Resol
 }
 
 /// The plan, and the mark that keeps our own packets out of the tunnel (0 when nothing would capture them).
-fn plan(interface: &str, file: &WgQuick, reached: &[Reached], ipv6: bool) -> anyhow::Result<(Plan, u32)> {
+fn plan(
+    interface: &str,
+    file: &WgQuick,
+    reached: &[Reached],
+    ipv6: bool,
+    block: Option<Block>,
+) -> anyhow::Result<(Plan, u32)> {
     let section = &file.interface;
     let chosen = section.fwmark.and_then(NonZeroU32::new);
     // A mark may be any number, a table may not: 253 to 255 are those of the system.
@@ -318,10 +385,13 @@ fn plan(interface: &str, file: &WgQuick, reached: &[Reached], ipv6: bool) -> any
             Table::Number(table) => RouteTable::Number(table),
         },
         fwmark: table,
-        rule_priority: adit_host::find_free_priority(2)?,
+        rule_priority: adit_host::find_free_priority(adit_host::RULE_PRIORITIES)?,
         dns_servers: section.dns.clone(),
         dns_search: section.search_domains.clone(),
         endpoints,
+        block,
+        has_ipv6: adit_host::has_ipv6(),
+        answers_arp_for_all: adit_host::answers_arp_for_all(),
     });
     mark_with(&mut plan, fwmark.get());
     let needed = chosen.is_some() || !plan.rules.is_empty();
@@ -492,7 +562,7 @@ mod tests {
     fn no_mark_makes_a_table_of_the_system_the_one_of_the_tunnel() {
         for mark in [253, 254, 255, 4242, 0] {
             let file = file(&format!("Address = 10.9.0.2/32\nMTU = 1420\nFwMark = {mark}"), FULL);
-            let (plan, used) = plan("x", &file, &[], true).unwrap();
+            let (plan, used) = plan("x", &file, &[], true, None).unwrap();
             assert!(mark == 0 || used == mark);
             assert!(plan.routes.iter().all(|route| !matches!(route.table, 0 | 253..=255)), "{plan}");
             let marks: Vec<_> = plan.rules.iter().filter_map(|rule| Some(rule.fwmark?.mark)).collect();
@@ -507,7 +577,7 @@ mod tests {
     #[test]
     fn without_ipv6_only_the_rest_of_the_plan_is_made() {
         let file = file("Address = 10.9.0.2/32, fd00:9::2/128\nMTU = 1420", FULL);
-        let [with, without] = [true, false].map(|ipv6| plan("x", &file, &[], ipv6).unwrap().0);
+        let [with, without] = [true, false].map(|ipv6| plan("x", &file, &[], ipv6, None).unwrap().0);
         let sizes = |plan: &Plan| (plan.addresses.len(), plan.routes.len(), plan.rules.len());
         assert_eq!((sizes(&with), sizes(&without)), ((2, 2, 4), (1, 1, 2)));
         assert!(without.addresses.iter().all(|it| it.address.addr().is_ipv4()));

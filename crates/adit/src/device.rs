@@ -14,14 +14,29 @@ use crate::driver::{Driver, DriverConfig};
 /// # Errors
 /// Something could not be put back; it stays in the journal.
 pub fn clean_up_after(journal: &Path) -> anyhow::Result<Report> {
-    let report = adit_host::undo_journal(journal).context("cannot put back what an earlier run changed")?;
+    let report = adit_host::undo_journal(journal);
+    report.context("cannot put back what an earlier run changed").inspect(log)
+}
+
+/// Like [`clean_up_after`], but what keeps traffic in stays, for the tunnel that comes to take it over.
+///
+/// # Errors
+/// Something could not be put back; it stays in the journal.
+pub fn clean_up_behind_block(journal: &Path) -> anyhow::Result<Report> {
+    let report = adit_host::undo_journal_but_blocks(journal);
+    report.context("cannot put back what an earlier run changed").inspect(log)
+}
+
+fn log(report: &Report) {
     for line in &report.undone {
         tracing::info!("an earlier run was killed; undid {line}");
+    }
+    for line in &report.kept {
+        tracing::info!("an earlier run was killed; this stays closed: {line}");
     }
     for line in report.left_alone.iter().chain(&report.warnings) {
         tracing::warn!("{line}");
     }
-    Ok(report)
 }
 
 /// Refuses a name that an interface has already.

@@ -75,6 +75,16 @@ pub fn run(home: &Home, layers: &Layers) -> anyhow::Result<ExitCode> {
     outcome.and(closed).map(|()| ExitCode::SUCCESS)
 }
 
+/// What [`run`] would make of this host, without making it.
+///
+/// # Errors
+/// The configuration is wrong.
+pub fn plan_of(home: &Home, layers: &Layers) -> anyhow::Result<(String, Plan)> {
+    let config = Config::load(home, layers)?;
+    let plan = plan(&config, &Invited::load(home, &config), config.gateway.listen_port, mtu_of(&config)?);
+    Ok((config.gateway.interface.to_string(), plan))
+}
+
 // The order of the fields is the order in which they go when opening fails half-way: the host is put
 // back while the device is there.
 struct Gateway {
@@ -156,7 +166,8 @@ impl Gateway {
         let mtu_bytes = mtu_of(&config)?;
         let port = instance.driver.snapshot().listen_port;
         let invited = Invited::load(home, &config);
-        let guard = adit_host::apply(&plan(&config, &invited, port, mtu_bytes), &journal)?;
+        let mut guard = adit_host::apply(&plan(&config, &invited, port, mtu_bytes), &journal)?;
+        instance.upkeep.watch(&mut guard);
         warn_of_foreign_drops(&config);
         warn_of_unknown_names(&config);
         warn_of_default_routes(&config.peers, &[]);
@@ -202,6 +213,7 @@ impl Gateway {
                     self.forget_invites();
                 }
                 Wake::Heard => self.unsaved = true,
+                Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
                 Wake::Reload(asked) => {
                     let outcome = self.reload();
                     match &outcome {

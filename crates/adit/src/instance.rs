@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use adit_host::HostEvent;
 use adit_proto::endpoint::Carrier;
 use adit_proto::event::{Command, Event, PeerStatus, PeerUpdate};
 use adit_proto::key::PublicKey;
@@ -23,6 +24,7 @@ use crate::grant::Grant;
 use crate::keys;
 use crate::limits::LimitsReport;
 use crate::status::{PeerReport, QueueReport, Report, Role};
+use crate::upkeep::Upkeep;
 
 /// What an instance must act on; everything else it has dealt with itself.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub enum Wake {
     Reload(Option<Asked>),
     /// A peer was heard anew, or at another endpoint.
     Heard,
+    /// Something changed on the host; give it to [`Upkeep::tend`].
+    Host(HostEvent),
     /// The time is over.
     Tick,
     /// It cannot go on, for this reason.
@@ -63,6 +67,8 @@ pub struct Instance {
     pub grant: Option<Grant>,
     /// Where the inside APIs of peers answer, as far as known.
     pub inside_apis: HashMap<PublicKey, Vec<SocketAddr>>,
+    /// What keeps the host as it should be.
+    pub upkeep: Upkeep,
     /// Peers that are none yet: the invited. Nothing is told about them.
     pub hidden: HashSet<PublicKey>,
     heard: HashMap<PublicKey, u64>,
@@ -95,6 +101,7 @@ impl Instance {
             limits: HashMap::new(),
             grant: None,
             inside_apis: HashMap::new(),
+            upkeep: Upkeep::default(),
             hidden: HashSet::new(),
             heard: HashMap::new(),
             events_to: EventLog::off(),
@@ -156,6 +163,7 @@ impl Instance {
     /// Deals with what happens until there is something to act on, or `limit` is over.
     pub fn wait(&mut self, limit: Duration) -> Wake {
         let deadline = Instant::now() + limit;
+        let host_events = self.upkeep.events();
         loop {
             self.pulse.beat(&self.driver, &self.events_to);
             let wake = select! {
@@ -176,6 +184,14 @@ impl Instance {
                 recv(self.events) -> event => match event {
                     Ok(event) => self.happened(event),
                     Err(_) => Some(Wake::Failed("the packet engine ended".to_owned())),
+                },
+                recv(host_events) -> event => match event {
+                    Ok(event) => Some(Wake::Host(event)),
+                    // Only with the watching threads, which have said why they ended.
+                    Err(_) => {
+                        self.upkeep.stop();
+                        Some(Wake::Tick)
+                    }
                 },
                 recv(self.answers) -> answer => {
                     self.resolved(answer.ok());
@@ -332,6 +348,7 @@ impl Instance {
                 .collect(),
             fwmark: device.fwmark,
             granted: self.grant.as_ref().and_then(Grant::known),
+            host: Some(self.upkeep.facts.clone()),
             peers: device.peers.iter().map(|peer| self.peer_report(peer)).collect(),
             drops: device
                 .drops

@@ -32,6 +32,7 @@ pub mod limits;
 pub mod log;
 pub mod metrics;
 pub mod peer;
+pub mod plan;
 pub mod private_file;
 pub mod privilege;
 pub mod profile;
@@ -48,6 +49,7 @@ pub mod status;
 pub mod table;
 pub mod tunnel;
 pub mod uapi;
+pub mod upkeep;
 pub mod web;
 pub mod wg;
 

@@ -2,7 +2,7 @@
 
 mod page;
 mod watch;
-mod words;
+pub(crate) mod words;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,6 +19,7 @@ use crate::daemon::PidFile;
 use crate::home::Home;
 use crate::instance::unix_secs;
 use crate::limits::LimitsReport;
+use crate::upkeep::HostFacts;
 
 /// What an instance does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +63,9 @@ pub struct Report {
     /// What the gateway lets us use, as it said last; null without limits, or when it was not heard yet.
     #[serde(default)]
     pub granted: Option<LimitsReport>,
+    /// What is made sure of on the host.
+    #[serde(default)]
+    pub host: Option<HostFacts>,
     /// The peers in the order of the configuration.
     pub peers: Vec<PeerReport>,
     /// Packets dropped, by reason; reasons that never occurred are left out.
@@ -312,6 +316,7 @@ pub(super) mod tests {
             lanes: 2,
             offload: "tso, uso".to_owned(),
             fwmark: 0,
+            host: None,
             queues: BTreeMap::new(),
             granted: None,
             peers: vec![peer, silent],

@@ -166,7 +166,7 @@ fn a_killed_client_is_cleaned_up_after_by_down_and_by_the_next_up() {
     kill(&net.client, pid_of(&net.client, "laptop"));
     succeed(&net.client, &["up", &file]);
     assert_eq!(net.client.ping("10.86.0.1", 2).unwrap(), 2);
-    assert_eq!(net.client.ip(["rule"]).unwrap().stdout.matches("suppress_prefixlength").count(), 1);
+    assert_eq!(net.client.ip(["rule"]).unwrap().stdout.matches("unreachable").count(), 1);
     succeed(&net.client, &["down", &file]);
     assert_eq!(picture(&net.client), before);
 }
@@ -382,7 +382,7 @@ fn what_stands_in_the_way_is_named_and_nothing_is_left_by_halves() {
 }
 
 #[test]
-fn a_deleted_device_ends_the_service_which_puts_the_rest_back() {
+fn a_deleted_device_ends_the_service_and_leaves_nothing_but_what_blocks() {
     let net = net("svcgone");
     init(&net.gateway);
     let file = add_peer(&net.gateway, "laptop", &net.client, &[]);
@@ -390,7 +390,12 @@ fn a_deleted_device_ends_the_service_which_puts_the_rest_back() {
     let mut gateway = start_gateway(&net.gateway);
     succeed(&net.client, &["up", &file]);
     net.client.ip(["link", "del", "laptop"]).unwrap();
-    wait_for("the client to end", SOON, || (picture(&net.client) == before_client).then_some(())).unwrap();
+    let ended = || adit(&net.client, &["status"]).stdout.contains("laptop was killed").then_some(());
+    wait_for("the client to end", SOON, ended).unwrap();
+    assert_ne!(picture(&net.client), before_client, "the kill switch stays");
+    succeed(&net.client, &["down"]);
+    wait_for("the rest to be put back", SOON, || (picture(&net.client) == before_client).then_some(()))
+        .unwrap();
     assert_eq!(adit(&net.client, &["status"]).code(), Some(1));
     net.gateway.ip(["link", "del", "adit0"]).unwrap();
     assert_eq!(gateway.wait(SOON).unwrap().code(), Some(1));

@@ -7,6 +7,7 @@ use nftables::stmt::Statement;
 use nftables::types::{NfChainType, NfHook};
 use serde::{Deserialize, Serialize};
 
+use super::block::KillSwitch;
 use super::table::{
     Builder, MANGLE, RAW, assign, ct, fib, in_network, is, is_not, meta, meta_is_not, number, set, string,
 };
@@ -17,7 +18,10 @@ pub struct ClientFirewall {
     pub link: String,
     pub addresses: Vec<IpAddr>,
     pub fwmark: u32,
+    #[serde(default)]
+    pub kill_switch: Option<KillSwitch>,
 }
+
 impl ClientFirewall {
     pub(super) fn build(&self, table: &mut Builder) {
         table.chain("raw_prerouting", NfChainType::Filter, NfHook::Prerouting, RAW);
@@ -38,12 +42,23 @@ impl ClientFirewall {
         table.chain("mark_postrouting", NfChainType::Filter, NfHook::Postrouting, MANGLE);
         let ours = is(meta(MetaKey::Mark), mark());
         table.rule("mark_postrouting", [carried(), ours, assign(ct("mark"), mark())]);
+
+        if let Some(kill_switch) = &self.kill_switch {
+            kill_switch.build(table, &self.link, self.fwmark);
+        }
     }
 }
 
 impl fmt::Display for ClientFirewall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let addresses: Vec<String> = self.addresses.iter().map(ToString::to_string).collect();
-        write!(f, "{} only through {}, replies keep mark {:#x}", addresses.join(" "), self.link, self.fwmark)
+        write!(
+            f,
+            "{} only through {}, replies keep mark {:#x}",
+            addresses.join(" "),
+            self.link,
+            self.fwmark
+        )?;
+        self.kill_switch.as_ref().map_or(Ok(()), |it| write!(f, ", {it}"))
     }
 }

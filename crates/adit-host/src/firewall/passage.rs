@@ -69,7 +69,7 @@ fn forward_drops(ruleset: &Value, link: &str) -> Vec<Passage> {
     let objects = || ruleset["nftables"].as_array().into_iter().flatten();
     let rules = || objects().filter_map(|it| it.get("rule"));
     let is_ours = |it: &Value| {
-        it["family"] == "inet" && it["table"].as_str().is_some_and(|table| table.starts_with("adit_"))
+        it["family"] == "inet" && it["table"].as_str().is_some_and(|table| table.starts_with("adit"))
     };
     let same =
         |rule: &Value, chain: &Value| rule["family"] == chain["family"] && rule["table"] == chain["table"];

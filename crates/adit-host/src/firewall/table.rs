@@ -40,6 +40,22 @@ impl Builder {
     }
 
     pub(super) fn chain(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
+        self.chain_with(name, kind, hook, priority, NfChainPolicy::Accept);
+    }
+
+    /// What no rule accepts is dropped.
+    pub(super) fn closed_chain(&mut self, name: &'static str, hook: NfHook, priority: i32) {
+        self.chain_with(name, NfChainType::Filter, hook, priority, NfChainPolicy::Drop);
+    }
+
+    fn chain_with(
+        &mut self,
+        name: &'static str,
+        kind: NfChainType,
+        hook: NfHook,
+        priority: i32,
+        policy: NfChainPolicy,
+    ) {
         self.batch.add(NfListObject::Chain(Chain {
             family: NfFamily::INet,
             table: self.name.clone().into(),
@@ -47,7 +63,7 @@ impl Builder {
             _type: Some(kind),
             hook: Some(hook),
             prio: Some(priority),
-            policy: Some(NfChainPolicy::Accept),
+            policy: Some(policy),
             ..Chain::default()
         }));
     }

@@ -93,6 +93,7 @@ fn the_client_ruleset_is_this() {
         link: "adit0".into(),
         addresses: vec!["10.9.0.2".parse().unwrap(), "fd00:9::2".parse().unwrap()],
         fwmark: 51820,
+        kill_switch: None,
     });
     assert_is(&firewall, include_str!("client.jsonl"));
 }

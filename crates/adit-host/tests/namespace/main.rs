@@ -1,5 +1,6 @@
 //! Real changes to a real kernel, each test in network and mount namespaces of its own.
 
+mod block;
 mod host;
 
 use std::env;
@@ -12,12 +13,16 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use adit_host::{
-    Address, ClientHost, Dns, Firewall, GatewayHost, Hop, HostError, Link, Listener, MAIN_TABLE, Plan, Route,
-    RouteTable, Sysctl, Transport, apply, client_plan, gateway_plan, undo_journal,
+    Address, Block, ClientHost, Dns, Firewall, GatewayHost, Hop, HostError, Link, Listener, MAIN_TABLE, Plan,
+    Route, RouteTable, Sysctl, Transport, apply, client_plan, gateway_plan, undo_journal,
 };
 use host::*;
 
 fn client() -> Plan {
+    client_with(None)
+}
+
+fn client_with(block: Option<Block>) -> Plan {
     client_plan(&ClientHost {
         link: "adit0".into(),
         addresses: vec!["10.9.0.2/32".parse().unwrap(), "fd00:9::2/128".parse().unwrap()],
@@ -25,10 +30,13 @@ fn client() -> Plan {
         allowed_ips: ["0.0.0.0/0", "::/0", "10.20.0.0/16"].map(|it| it.parse().unwrap()).to_vec(),
         table: RouteTable::Auto,
         fwmark: NonZeroU32::new(51820).unwrap(),
-        rule_priority: 32764,
+        rule_priority: if block.is_some() { 32763 } else { 32764 },
         dns_servers: vec!["10.9.0.1".parse().unwrap()],
         dns_search: vec!["inside".into()],
         endpoints: vec!["198.51.100.7".parse().unwrap()],
+        block,
+        has_ipv6: true,
+        answers_arp_for_all: true,
     })
 }
 

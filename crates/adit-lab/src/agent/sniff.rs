@@ -4,7 +4,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -20,6 +20,8 @@ use crate::pcap::{LinkType, write_frame, write_header};
 /// As large as the largest superpacket with its link header.
 const FRAME_BYTES_MAX: usize = 262_144;
 const KERNEL_BUFFER_BYTES: usize = 32 << 20;
+/// How long frames are taken after the order to stop.
+const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Writes every frame of an interface to a file until standard input closes (packet(7)).
 pub(super) fn capture(words: &mut Words) -> Outcome {
@@ -34,7 +36,15 @@ pub(super) fn capture(words: &mut Words) -> Outcome {
     while recv(socket.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT).is_ok() {}
     println!("capturing on {interface}");
     let closed = input_closed();
+    let mut end = None;
     loop {
+        // On a wire that is never silent the end is a matter of time.
+        if end.is_some_and(|end| Instant::now() > end) {
+            return Ok(());
+        }
+        if end.is_none() && closed.load(Ordering::Relaxed) {
+            end = Some(Instant::now() + PATIENCE);
+        }
         match recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
             Ok(length) => {
                 let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;

@@ -220,6 +220,7 @@ mod tests {
             offload: String::new(),
             fwmark: 0,
             granted: None,
+            host: None,
             queues: BTreeMap::from([("notices".to_owned(), QueueReport { length: 1, capacity: 4_096 })]),
             peers: vec![peer, silent],
             drops: BTreeMap::from([("no_route".to_owned(), 3)]),

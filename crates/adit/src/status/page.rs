@@ -40,6 +40,7 @@ pub(super) fn page(report: &Report, look: Look) -> String {
         (Role::Client, [peer]) => page.only_peer(report, peer),
         _ => page.instance(report),
     }
+    page.host(report);
     page.drops(report);
     if !(report.role == Role::Client && report.peers.len() == 1) {
         page.peers(&report.peers);
@@ -153,6 +154,13 @@ impl Page {
     }
 
     /// Each reason with what it means, the most frequent first.
+    fn host(&mut self, report: &Report) {
+        let lines = report.host.as_ref().map(|host| host.lines(self.look.now_unix_secs));
+        for (name, value) in lines.into_iter().flatten() {
+            self.fact(name, &value);
+        }
+    }
+
     fn drops(&mut self, report: &Report) {
         let mut drops: Vec<(&String, &u64)> = report.drops.iter().collect();
         drops.sort_by_key(|(name, count)| (std::cmp::Reverse(**count), (*name).clone()));

@@ -10,7 +10,7 @@ pub(super) fn list(items: &[String], most: usize) -> String {
     }
 }
 
-pub(super) fn span(secs: u64) -> String {
+pub(crate) fn span(secs: u64) -> String {
     match secs {
         0..60 => format!("{secs} s"),
         60..3600 => format!("{} min", secs / 60),

@@ -5,6 +5,7 @@
 
 pub mod device;
 pub mod internet;
+pub mod leak;
 pub mod node;
 pub mod peer;
 pub mod picture;

@@ -42,6 +42,17 @@ impl Picture {
         assert_ne!(Self::of(host), *self, "{} did not change", host.name());
     }
 
+    /// The lines that are new in `after`, but for those that `may_be_new`.
+    pub fn changed_lines(&self, after: &Self, may_be_new: impl Fn(&str) -> bool) -> Vec<String> {
+        let new = after.0.iter().flat_map(|(command, lines)| {
+            let before = &self.0[command];
+            lines.iter().filter(move |line| !before.contains(line)).map(move |line| (command, line))
+        });
+        new.filter(|(_, line)| !may_be_new(line))
+            .map(|(command, line)| format!("{command}: {line}"))
+            .collect()
+    }
+
     fn difference(&self, after: &Self) -> String {
         let mut text = String::new();
         for (command, lines) in &self.0 {

@@ -1,0 +1,111 @@
+//! Whether a tunnel keeps in what does not go through it, and what the user has to know about that.
+
+use std::fs;
+use std::net::IpAddr;
+
+use adit_host::{Block, Family, Firewall, Plan};
+use anyhow::bail;
+use ipnet::IpNet;
+
+use crate::config::wgquick::{Table, WgQuick};
+use crate::config::{ClientSettings, KillSwitch};
+use crate::control;
+use crate::daemon::PidFile;
+use crate::home::Home;
+
+/// The kill switch that `settings` ask for; `None` is none.
+///
+/// # Errors
+/// It is asked for where the routes leave part of the traffic outside on purpose.
+pub(super) fn asked_for(file: &WgQuick, settings: &ClientSettings) -> anyhow::Result<Option<Block>> {
+    let allowed: Vec<IpNet> = file.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect();
+    let is_full = file.interface.table == Table::Auto && adit_host::is_everything(Family::Ipv4, &allowed);
+    let asked = match (settings.kill_switch, settings.lockdown) {
+        (KillSwitch::On, _) => Some("kill_switch = on"),
+        (_, true) => Some("lockdown = true"),
+        _ => None,
+    };
+    match (asked, is_full) {
+        (Some(asked), false) => bail!(
+            "{asked} is for a full tunnel, and this profile is none: its AllowedIPs leave part of the internet out, or it \
+             has a Table of its own. Write AllowedIPs = 0.0.0.0/0, ::/0 below [Peer], or turn that setting off for this \
+             profile (# adit: kill_switch = off, # adit: lockdown = false)"
+        ),
+        (None, _) if settings.kill_switch == KillSwitch::Off => Ok(None),
+        (_, is_full) => Ok(is_full.then_some(Block { allow_lan: settings.allow_lan })),
+    }
+}
+
+/// Lets peers speak first at our UDP port, as they may where nothing is blocked.
+pub(super) fn open_port(plan: &mut Plan, port: u16) {
+    for firewall in &mut plan.firewalls {
+        if let Firewall::Client(firewall) = firewall
+            && let Some(kill_switch) = &mut firewall.kill_switch
+        {
+            kill_switch.listen_port = Some(port);
+        }
+    }
+}
+
+/// What the user should know before the host is closed.
+pub(super) fn warnings(file: &WgQuick, block: Block) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if file.interface.dns.is_empty() {
+        let local = nameservers().into_iter().find(|server| is_private(*server));
+        warnings.extend(local.map(|server| {
+            format!(
+                "names will not resolve: this host asks {server}, which the kill switch keeps out of reach, and the profile \
+                 names no other server. Write DNS = IP below [Interface] (on the gateway `adit peer add NAME --dns IP` \
+                 does), or use --kill-switch off"
+            )
+        }));
+    }
+    let caller = std::env::var("SSH_CONNECTION").unwrap_or_default();
+    let caller = caller.split(' ').next().and_then(|it| it.parse::<IpAddr>().ok());
+    if let Some(caller) = caller.filter(|it| !(block.allow_lan && is_private(*it)) && !it.is_loopback()) {
+        warnings.push(format!(
+            "the kill switch cuts off connections from outside, and so this session from {caller}; use --allow-lan if that \
+             is in your LAN, or --kill-switch off"
+        ));
+    }
+    warnings
+}
+
+/// The servers that names are asked of now; behind a stub of systemd-resolved its own.
+fn nameservers() -> Vec<IpAddr> {
+    let servers = |path: &str| -> Vec<IpAddr> {
+        let text = fs::read_to_string(path).unwrap_or_default();
+        let lines = text.lines().filter_map(|line| line.trim().strip_prefix("nameserver"));
+        lines.filter_map(|rest| rest.trim().split('%').next()?.parse().ok()).collect()
+    };
+    let asked = servers("/etc/resolv.conf");
+    match asked.iter().all(IpAddr::is_loopback) {
+        true => servers("/run/systemd/resolve/resolv.conf"),
+        false => asked,
+    }
+}
+
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(it) => it.is_private() || it.is_link_local(),
+        IpAddr::V6(it) => it.is_unicast_link_local() || it.is_unique_local(),
+    }
+}
+
+/// Refuses to bring a tunnel up that the kill switch of a killed one would keep in.
+///
+/// # Errors
+/// There is such a one.
+pub(super) fn refuse_behind_another(home: &Home, interface: &str) -> anyhow::Result<()> {
+    for other in control::journals(home)?.iter().filter(|other| *other != interface) {
+        let runs = PidFile::holder(&control::pid_path(home, other)).is_some();
+        if !runs && adit_host::blocks_left(&control::journal_path(home, other))? {
+            bail!(
+                "the tunnel {other} was killed, and its kill switch keeps everything in, this tunnel too. Bring {other} up \
+                 again, or open this host with `adit down {other}{}`",
+                home.flag()
+            );
+        }
+    }
+    Ok(())
+}
