@@ -62,7 +62,8 @@ pub(super) fn warnings(file: &WgQuick, block: Block) -> Vec<String> {
     }
     let caller = std::env::var("SSH_CONNECTION").unwrap_or_default();
     let caller = caller.split(' ').next().and_then(|it| it.parse::<IpAddr>().ok());
-    if let Some(caller) = caller.filter(|it| !(block.allow_lan && is_private(*it)) && !it.is_loopback()) {
+    let stays = |it: &IpAddr| it.is_loopback() || (block.allow_lan && is_private(*it));
+    if let Some(caller) = caller.filter(|it| !stays(it)) {
         warnings.push(format!(
             "the kill switch cuts off connections from outside, and so this session from {caller}; use --allow-lan if that \
              is in your LAN, or --kill-switch off"
