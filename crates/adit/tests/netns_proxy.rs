@@ -25,6 +25,7 @@ fn browse(world: &World) {
         (format!("http://[{WEB6}]/"), GATEWAY6),
         ("http://web.example/".to_owned(), GATEWAY),
         ("http://long.example/".to_owned(), GATEWAY),
+        ("http://six.example/".to_owned(), GATEWAY6),
     ];
     for (url, seen) in &pages {
         assert_eq!(world.curl(&["--socks5-hostname", SOCKS, url]), *seen, "{url} by SOCKS");

@@ -24,6 +24,8 @@ fn targets_on_the_far_sides_own_machine_are_refused_by_address_and_by_name() {
     let _proxy = world.proxy(&[]);
     assert_eq!(world.socks_reply(1, &socks_address(WEB, 80)), Some(0));
     assert_eq!(world.socks_reply(1, &socks_address("web.example", 80)), Some(0));
+    // Of several addresses those that may be are used.
+    assert_eq!(world.curl(&["--socks5-hostname", SOCKS, "http://mixed.example/"]), GATEWAY);
     let forbidden = [
         ("127.0.0.1", 80),
         ("::1", 80),
@@ -457,6 +459,8 @@ fn an_association_serves_its_client_alone() {
         assert_eq!(ask(&client, &message(0, "127.0.0.1", 9000, "x")), None, "loopback");
         assert_eq!(ask(&client, &message(0, "loop.example", 9000, "x")), None, "a name of loopback");
         assert_eq!(ask(&client, &[0, 0, 0, 3, 255, b'x']), None, "a length that lies");
+        client.send_to(&message(0, "slow.example", 9000, "x"), proxy).unwrap();
+        assert_eq!(ask(&client, &good), Some(good.clone()), "a name that is slow holds up nobody");
         let by_name = ask(&client, &message(0, "web.example", 9000, "name")).unwrap();
         assert!(by_name.ends_with(b"name"));
         drop(control);

@@ -11,14 +11,17 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpStream, UdpSocket as LocalSocket};
+use tokio::task::JoinSet;
 
-use super::dial::Dialer;
+use super::dial::{DialError, Dialer};
 use super::socks;
 use super::target::{Host, Refusal, Target};
 use crate::tunnel::UdpSocket;
 
 /// The longest UDP payload.
 const DATAGRAM: usize = 65_535;
+/// Datagrams that wait for the address of a name; what comes for others meanwhile is dropped.
+const RESOLVING: usize = 64;
 /// Who may answer: those who were written to, so many at most.
 const CORRESPONDENTS: usize = 1_024;
 
@@ -52,6 +55,7 @@ pub(super) async fn serve(
         v4: None,
         v6: None,
         correspondents: HashSet::new(),
+        resolving: JoinSet::new(),
         dialer,
     };
     let mut datagram = vec![0; DATAGRAM];
@@ -65,8 +69,9 @@ pub(super) async fn serve(
             }
             received = association.socket.recv_from(&mut datagram) => {
                 let (len, sender) = received?;
-                association.outbound(sender, datagram.get(..len).unwrap_or_default()).await;
+                association.outbound(sender, datagram.get(..len).unwrap_or_default());
             }
+            Some(Ok(found)) = association.resolving.join_next() => association.resolved(found),
             arrived = receive(&association.v4) => association.inbound(arrived?).await,
             arrived = receive(&association.v6) => association.inbound(arrived?).await,
         }
@@ -81,7 +86,16 @@ struct Association {
     v4: Option<UdpSocket>,
     v6: Option<UdpSocket>,
     correspondents: HashSet<SocketAddr>,
+    /// A name that is slow holds up nobody else.
+    resolving: JoinSet<Found>,
     dialer: Dialer,
+}
+
+/// A datagram and the addresses of its target.
+struct Found {
+    target: Target,
+    addresses: Result<Vec<IpAddr>, DialError>,
+    payload: Vec<u8>,
 }
 
 async fn receive(socket: &Option<UdpSocket>) -> io::Result<(Vec<u8>, SocketAddr)> {
@@ -92,27 +106,46 @@ async fn receive(socket: &Option<UdpSocket>) -> io::Result<(Vec<u8>, SocketAddr)
 }
 
 impl Association {
-    async fn outbound(&mut self, sender: SocketAddr, datagram: &[u8]) {
+    fn outbound(&mut self, sender: SocketAddr, datagram: &[u8]) {
         if sender.ip() != self.client_ip || self.client.is_some_and(|client| client != sender) {
             return tracing::debug!(%sender, "a datagram of a stranger was dropped");
         }
-        let Some(request) = Request::parse(datagram) else {
+        let Some(Request { target, payload }) = Request::parse(datagram) else {
             return tracing::debug!(%sender, "a datagram without a proper header was dropped");
         };
         self.client = Some(sender);
-        if let Err(error) = self.send(&request).await {
-            tracing::debug!(target = %request.target, "a datagram was dropped: {error}");
+        if let Err(refusal) = target.check_port() {
+            return tracing::debug!(%target, "a datagram was dropped: {refusal}");
+        }
+        if self.resolving.len() >= RESOLVING {
+            return tracing::debug!(%target, "a datagram was dropped: too many names are being resolved");
+        }
+        let payload = payload.to_vec();
+        if let Host::Address(address) = target.host {
+            let addresses = self.dialer.allowed(vec![address]);
+            return self.resolved(Found { target, addresses, payload });
+        }
+        let dialer = self.dialer.clone();
+        self.resolving.spawn(async move {
+            let addresses = dialer.resolve(&target.host).await;
+            Found { target, addresses, payload }
+        });
+    }
+
+    fn resolved(&mut self, found: Found) {
+        let addresses = found.addresses.map_err(anyhow::Error::from);
+        let sent = addresses.and_then(|it| self.send(&it, found.target.port, &found.payload));
+        if let Err(error) = sent {
+            tracing::debug!(target = %found.target, "a datagram was dropped: {error}");
         }
     }
 
-    async fn send(&mut self, request: &Request<'_>) -> anyhow::Result<()> {
-        request.target.check_port()?;
-        let addresses = self.dialer.resolve(&request.target.host).await?;
+    fn send(&mut self, addresses: &[IpAddr], port: u16, payload: &[u8]) -> anyhow::Result<()> {
         let carried = |address: &&IpAddr| {
             self.dialer.tunnel.addresses().iter().any(|ours| ours.is_ipv4() == address.is_ipv4())
         };
         let address = addresses.iter().find(carried).ok_or(io::ErrorKind::AddrNotAvailable);
-        let to = SocketAddr::new(*address.map_err(io::Error::from)?, request.target.port);
+        let to = SocketAddr::new(*address.map_err(io::Error::from)?, port);
         let socket = match (if to.is_ipv4() { &mut self.v4 } else { &mut self.v6 }, &self.dialer) {
             (Some(socket), _) => socket,
             (none, dialer) => none.insert(dialer.tunnel.udp_bind(to.ip())?),
@@ -121,7 +154,7 @@ impl Association {
             anyhow::bail!("this association has written to {CORRESPONDENTS} others already");
         }
         self.correspondents.insert(to);
-        Ok(socket.send_to(request.payload, to)?)
+        Ok(socket.send_to(payload, to)?)
     }
 
     async fn inbound(&mut self, (payload, from): (Vec<u8>, SocketAddr)) {

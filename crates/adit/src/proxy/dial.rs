@@ -67,6 +67,11 @@ impl Dialer {
                 self.tunnel.resolve(name).await.map_err(TunnelError::Name)?
             }
         };
+        self.allowed(addresses)
+    }
+
+    /// Those of several addresses of one host that may be connected to, never none.
+    pub(super) fn allowed(&self, addresses: Vec<IpAddr>) -> Result<Vec<IpAddr>, DialError> {
         let mut refusal = Refusal::Malformed;
         let mut allowed = Vec::new();
         for address in addresses {

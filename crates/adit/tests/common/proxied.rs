@@ -181,7 +181,10 @@ fn name_server(host: &Host) {
     thread::spawn(move || {
         let mut buffer = [0; 512];
         while let Ok((read, from)) = udp.recv_from(&mut buffer) {
-            let _ = udp.send_to(&dns_answer(&buffer[..read], false), from);
+            let (udp, question) = (udp.try_clone().unwrap(), buffer[..read].to_vec());
+            thread::spawn(move || {
+                let _ = udp.send_to(&dns_answer(&question, false), from);
+            });
         }
     });
     thread::spawn(move || {
@@ -208,6 +211,13 @@ fn dns_answer(question: &[u8], by_tcp: bool) -> Vec<u8> {
         "long.example" if by_tcp => &[WEB],
         "long.example" => {
             reply.set_flags(PacketFlag::TRUNCATION);
+            &[]
+        }
+        "six.example" => &[WEB6],
+        "mixed.example" => &["127.0.0.1", WEB, "::1"],
+        // It says nothing for as long as anybody waits.
+        "slow.example" => {
+            thread::sleep(Duration::from_secs(20));
             &[]
         }
         "loop.example" => &["127.0.0.1", "::1"],
