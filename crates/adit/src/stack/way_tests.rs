@@ -109,11 +109,13 @@ struct World {
     stacks: [Stack; 2],
     links: [Link; 2],
     now: u64,
+    turns: usize,
 }
 
 impl World {
     /// One step of time, at most a millisecond as in a poller, less when something happens before.
     fn turn(&mut self) {
+        self.turns += 1;
         let mut wires = [Wire::default(), Wire::default()];
         for (at, stack) in self.stacks.iter_mut().enumerate() {
             while stack.serve(self.now, &mut wires[at]) {
@@ -144,6 +146,33 @@ impl Link {
     }
 }
 
+/// A connection over a way, and the world it is in.
+fn connected(way: Way, to: &str) -> (World, TcpStream, TcpStream) {
+    let ((stack_a, a), (stack_b, b)) = (network(1), network(2));
+    let links = [Link::new(way, 0), Link::new(way, 77)];
+    let mut world = World { stacks: [stack_a, stack_b], links, now: 1_000_000, turns: 0 };
+    let listener = b.tcp_listen(80).unwrap();
+    let mut context = Context::from_waker(Waker::noop());
+    let mut connecting = pin!(a.tcp_connect(to.parse().unwrap()));
+    let mut accepting = pin!(listener.accept());
+    let (mut client, mut server) = (None, None);
+    while client.is_none() || server.is_none() {
+        assert!(world.now < 3_600_000_000, "no connection");
+        if client.is_none()
+            && let Poll::Ready(stream) = connecting.as_mut().poll(&mut context)
+        {
+            client = Some(stream.unwrap());
+        }
+        if server.is_none()
+            && let Poll::Ready(stream) = accepting.as_mut().poll(&mut context)
+        {
+            server = Some(stream.unwrap());
+        }
+        world.turn();
+    }
+    (world, client.unwrap(), server.unwrap())
+}
+
 /// Sends so many bytes and takes them in, `read_bytes_a_turn` at most: how long it took, and what arrived.
 fn carry(way: Way, to: &str, content: &[u8], read_bytes_a_turn: usize) -> (Duration, Vec<u8>) {
     carry_after_words(0, way, to, content, read_bytes_a_turn)
@@ -157,32 +186,9 @@ fn carry_after_words(
     content: &[u8],
     read_bytes_a_turn: usize,
 ) -> (Duration, Vec<u8>) {
-    let ((stack_a, a), (stack_b, b)) = (network(1), network(2));
-    let mut world =
-        World { stacks: [stack_a, stack_b], links: [Link::new(way, 0), Link::new(way, 77)], now: 1_000_000 };
-    let listener = b.tcp_listen(80).unwrap();
+    let (mut world, mut client, mut server) = connected(way, to);
     let mut context = Context::from_waker(Waker::noop());
     let limit = world.now + 3_600_000_000;
-    let (mut client, mut server) = {
-        let mut connecting = pin!(a.tcp_connect(to.parse().unwrap()));
-        let mut accepting = pin!(listener.accept());
-        let (mut client, mut server) = (None, None);
-        while client.is_none() || server.is_none() {
-            assert!(world.now < limit, "no connection");
-            if client.is_none()
-                && let Poll::Ready(stream) = connecting.as_mut().poll(&mut context)
-            {
-                client = Some(stream.unwrap());
-            }
-            if server.is_none()
-                && let Poll::Ready(stream) = accepting.as_mut().poll(&mut context)
-            {
-                server = Some(stream.unwrap());
-            }
-            world.turn();
-        }
-        (client.unwrap(), server.unwrap())
-    };
     let mut buffer = vec![0; read_bytes_a_turn];
     for _ in 0..words {
         assert!(client.try_write(b"word").unwrap() == 4);
@@ -251,6 +257,38 @@ fn a_clean_way_is_filled_and_its_queue_is_not() {
     let shallow = Way { queue_micros: 5_000, bytes_per_second: 1_250_000, ..CLEAN };
     let rate = mbits_per_second(shallow, 3_000_000);
     assert!(rate > 6.0, "{rate} Mbit/s of 10");
+}
+
+#[test]
+fn who_waits_for_a_reader_sleeps_and_wakes_up_when_it_reads() {
+    let (mut world, client, mut server) = connected(CLEAN, "10.0.0.2:80");
+    let content = content(8 << 20);
+    let mut sent = client.try_write(&content).unwrap();
+    let full = world.now + 10_000_000;
+    while world.now < full {
+        world.turn();
+        sent += client.try_write(&content[sent..]).unwrap();
+    }
+    assert!(sent < content.len(), "nobody has read");
+    let (turns, until) = (world.turns, world.now + 60_000_000);
+    while world.now < until {
+        world.turn();
+    }
+    let turns = world.turns - turns;
+    assert!(turns < 600, "{turns} turns in a minute of nothing");
+    let (mut arrived, mut buffer) = (Vec::<u8>::new(), vec![0; 1 << 20]);
+    let mut context = Context::from_waker(Waker::noop());
+    let late = world.now + 60_000_000;
+    while arrived.len() < content.len() {
+        assert!(world.now < late, "{} bytes", arrived.len());
+        sent += client.try_write(&content[sent..]).unwrap();
+        let mut read = ReadBuf::new(&mut buffer);
+        if Pin::new(&mut server).poll_read(&mut context, &mut read).is_ready() {
+            arrived.extend(read.filled());
+        }
+        world.turn();
+    }
+    assert!(arrived == content);
 }
 
 #[test]

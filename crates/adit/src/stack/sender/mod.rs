@@ -172,7 +172,8 @@ impl Sender {
         let Some(segment) = Segment::of(packet) else { return false };
         let (flags, acknowledged) = (segment.flags(), segment.acknowledged());
         if flags & SYN != 0 {
-            if self.numbers.is_none_or(|(first, next)| first == next) {
+            // Only while the connection is being made.
+            if self.template.is_none() {
                 self.selective = segment.allows_selective();
                 self.window_scale = segment.window_scale().unwrap_or(0);
                 self.remote_window = usize::from(segment.window());
@@ -374,18 +375,15 @@ impl Sender {
             }
             return self.tell_end(socket);
         }
-        let waiting = self.fed - self.sent_bytes();
-        if waiting > 0 {
+        if self.fed > self.sent_bytes() {
             // The other end has no room.
             self.board.limit(0);
         }
-        let room = self.pace.room(self.board.flying() + waiting);
-        let portion = left.min(room).min(self.pace.burst());
-        let crumb = portion < left && portion < self.pace.segment_bytes() && self.board.flying() > 0;
-        if self.board.lost() > 0 || portion == 0 || crumb || self.pace.release_at() > now {
+        let portion = self.portion();
+        if portion == 0 || self.pace.release_at() > now {
             return false;
         }
-        if portion == left && room > left {
+        if portion == left && self.pace.room(self.board.flying()) > left {
             // What is measured with it says how much there was to send, not what the way carries.
             self.board.limit(portion);
         }
@@ -398,6 +396,16 @@ impl Sender {
         fed > 0
     }
 
+    /// How much `smoltcp` may have once it is time.
+    fn portion(&self) -> usize {
+        let left = self.outbox.len() - self.fed;
+        let waiting = self.fed - self.sent_bytes();
+        let room = self.pace.room(self.board.flying() + waiting);
+        let portion = left.min(room).min(self.pace.burst());
+        let crumb = portion < left && portion < self.pace.segment_bytes() && self.board.flying() > 0;
+        if self.board.lost() > 0 || crumb { 0 } else { portion }
+    }
+
     /// How much of the outbox has left at least once.
     fn sent_bytes(&self) -> usize {
         self.numbers.map_or(0, |(first, next)| (next.wrapping_sub(first) as usize).min(self.fed))
@@ -405,8 +413,8 @@ impl Sender {
 
     /// When there is something to do although nothing comes.
     pub(super) fn next_at(&self) -> Option<u64> {
-        let waits = self.board.lost() > 0 || self.fed < self.outbox.len();
-        let may_leave = waits && self.pace.room(self.board.flying()) > 0;
+        let again = self.board.lost() > 0 && self.pace.room(self.board.flying()) > 0;
+        let may_leave = again || self.portion() > 0;
         let release = may_leave.then(|| self.pace.release_at());
         [self.alarm.map(|alarm| alarm.at), self.look_again, release].into_iter().flatten().min()
     }
