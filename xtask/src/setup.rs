@@ -38,9 +38,12 @@ const TEST: &[Need] = &[
     need(&["resolvconf", "resolvectl"], "openresolv"),
     need(&["/usr/lib/python3/dist-packages/prometheus_client/parser.py"], "python3-prometheus-client"),
     need(&["socat"], "socat"),
+    need(&["systemd-analyze"], "systemd"),
+    need(&["tmux"], "tmux"),
     need(&["tshark"], "tshark"),
     need(&["wg"], "wireguard-tools"),
     need(&["wireguard-go"], "wireguard-go"),
+    need(&["zbarimg"], "zbar-tools"),
 ];
 
 /// What some distributions do not have as a package; the tests that want it say that they did not run.

@@ -25,7 +25,7 @@ use crate::settings::ConfigVerb;
 use crate::status::Asking;
 use crate::{
     bench, check, demo, export, gateway, import, init, invite, ip, join, keys, peer, plan, proxy, reload,
-    run, settings, status, wg,
+    run, service, settings, status, wg,
 };
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
@@ -137,6 +137,9 @@ enum Verb {
         /// The interface or its file [default: the only one]
         name: Option<String>,
     },
+    /// Run the gateway or a tunnel as a service of systemd
+    #[command(subcommand)]
+    Service(service::ServiceVerb),
     /// Serve SOCKS5, HTTP and single ports through a tunnel, without root
     Proxy(proxy::ProxyArgs),
     /// Show what runs here and how it is
@@ -351,6 +354,7 @@ impl Cli {
             Verb::Peer(PeerVerb::Set(args)) => peer::set(&home, &args, &layers),
             Verb::Peer(PeerVerb::Export(args)) => peer::export(&home, &args, &layers),
             Verb::Invite(args) => invite::run(&home, &args, &layers),
+            Verb::Service(verb) => service::run(&home, &verb, &layers),
             Verb::Join(args) => join::run(&home.of_user(), &args),
             Verb::Up { file, foreground, allow_hooks, settings } => {
                 let log = Config::log(&home, &layers)?;
@@ -419,7 +423,7 @@ impl Verb {
         match self {
             Self::Init(_) | Self::Gateway(_) | Self::Peer(_) | Self::Up { .. } | Self::Wg { .. } => true,
             Self::Genkey | Self::Pubkey | Self::Genpsk | Self::Proxy(_) => true,
-            Self::Invite(_) | Self::Join(_) => true,
+            Self::Invite(_) | Self::Join(_) | Self::Service(_) => true,
             // The file that names the services may be a gateway's.
             Self::Ip(_) => true,
             // The process becomes the command, which may dump core; the one that reads the keys sees to itself.

@@ -25,7 +25,7 @@ use ipnet::IpNet;
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
 use crate::config::{ClientSettings, InterfaceName, Layers, Mtu, Origin};
 use crate::control::{self, Answer, ControlError, Verb};
-use crate::daemon::{self, PidFile, Readiness, Start};
+use crate::daemon::{self, PidFile, Readiness, Start, Watchdog};
 use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::endpoint::{self, ResolveError};
@@ -268,8 +268,11 @@ impl Client {
     }
 
     fn run_until_asked(&mut self) -> anyhow::Result<()> {
+        let mut watchdog = Watchdog::from_environment();
         loop {
-            match self.instance.wait(IDLE) {
+            let wake = self.instance.wait(watchdog.patience(IDLE));
+            watchdog.pat(|| self.instance.driver.try_snapshot().is_some());
+            match wake {
                 Wake::Stop => return Ok(()),
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
                 Wake::Tick => self.instance.endpoints.ask_for_missing(),

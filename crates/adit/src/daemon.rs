@@ -6,6 +6,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use adit_io::sys::{Daemonized, Ready};
 use anyhow::Context;
@@ -70,6 +71,38 @@ pub fn notify_service_manager(state: &str) {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
     if let Err(error) = UnixDatagram::unbound().and_then(|socket| send_notice(&socket, &address, state)) {
         tracing::debug!(%error, "the service manager could not be told {state}");
+    }
+}
+
+/// Tells the service manager again and again that we are well, when it wants to know (`sd_watchdog_enabled(3)`).
+#[derive(Debug)]
+pub struct Watchdog {
+    every: Option<Duration>,
+    due: Instant,
+}
+
+impl Watchdog {
+    /// As the service manager asked for in our environment.
+    pub fn from_environment() -> Self {
+        let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+        let is_for_us = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let limit = number("WATCHDOG_USEC").filter(|usec| *usec > 0 && is_for_us).map(Duration::from_micros);
+        // A third of the limit, so that a pause of the machine is no reason to be killed.
+        Self { every: limit.map(|limit| limit / 3), due: Instant::now() }
+    }
+
+    /// How long to wait at most before the next [`pat`](Self::pat).
+    pub fn patience(&self, otherwise: Duration) -> Duration {
+        self.every.map_or(otherwise, |every| every.min(otherwise))
+    }
+
+    /// Tells that we are well, if it is time and `is_well` says so. A check that hangs tells by its silence.
+    pub fn pat(&mut self, is_well: impl FnOnce() -> bool) {
+        let Some(every) = self.every.filter(|_| Instant::now() >= self.due) else { return };
+        if is_well() {
+            notify_service_manager("WATCHDOG=1");
+            self.due = Instant::now() + every / 2;
+        }
     }
 }
 

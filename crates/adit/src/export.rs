@@ -56,7 +56,7 @@ fn plain(
             let name = peer.name.as_ref().map_or("the gateway", |name| name.as_str());
             bail!(
                 "{name} pins the suite {} for this key, which a stock WireGuard does not speak; on the gateway run \
-                 `adit peer set NAME --suite chacha20-poly1305`, and change the line `# adit: suite` here",
+                 `adit peer set NAME suite=chacha20-poly1305`, and change the line `# adit: suite` here",
                 peer.suite
             );
         }

@@ -27,7 +27,7 @@ use ipnet::IpNet;
 
 use crate::config::{Config, Lanes, Layers, Mtu, Offload, Peer};
 use crate::control::{self, Answer, Changes};
-use crate::daemon::{self, PidFile, Signal, Start};
+use crate::daemon::{self, PidFile, Signal, Start, Watchdog};
 use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::enrol::Office;
@@ -108,6 +108,8 @@ struct Gateway {
 const IDLE: Duration = Duration::from_secs(5);
 const INVITES_AGAIN: Duration = Duration::from_secs(60);
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
+/// From the moment that an invite is used until its answer has arrived.
+const USE_TAKES: Duration = Duration::from_secs(4);
 
 /// Fifty handshakes a second: a restarted gateway with thousands of peers neither floods nor stalls.
 const GREETINGS_AT_ONCE: usize = 5;
@@ -202,15 +204,17 @@ impl Gateway {
     }
 
     fn run_until_asked(&mut self) -> anyhow::Result<()> {
+        let mut watchdog = Watchdog::from_environment();
         loop {
             let patience = if self.to_greet.is_empty() { IDLE } else { GREETING_PAUSE };
-            match self.instance.wait(patience) {
+            let wake = self.instance.wait(watchdog.patience(patience));
+            watchdog.pat(|| self.instance.driver.try_snapshot().is_some());
+            match wake {
                 Wake::Stop => return Ok(()),
                 Wake::Failed(reason) => bail!("the gateway ends: {reason}"),
                 Wake::Tick => {
                     self.greet_some();
                     self.instance.endpoints.ask_for_missing();
-                    self.forget_invites();
                 }
                 Wake::Heard => self.unsaved = true,
                 Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
@@ -230,6 +234,7 @@ impl Gateway {
                 self.count_quotas();
                 self.quota.save(false);
             }
+            self.tend_invites();
             if self.unsaved {
                 self.unsaved = !self.heard.save(&self.instance.driver.snapshot().peers, false);
             }
@@ -246,8 +251,12 @@ impl Gateway {
         }
     }
 
-    /// Those that have been over for a day are no peers any more.
-    fn forget_invites(&mut self) {
+    /// Those that have been over for a day are no peers any more; and who joins next need not have a clock that is
+    /// ahead of the one before, whose key it uses.
+    fn tend_invites(&mut self) {
+        if let Some(after) = self.invited.after_uses(USE_TAKES) {
+            self.instance.driver.apply(after);
+        }
         if self.invited.is_empty() || self.invites_read.elapsed() < INVITES_AGAIN {
             return;
         }
@@ -306,6 +315,7 @@ impl Gateway {
             peers::difference(&self.config.peers, &new.peers, |peer| self.quota.used(peer));
         commands.extend(differing);
         commands.extend(invited.introduction(&self.invited));
+        let invited = invited.following(&self.invited);
         self.instance.driver.apply(commands);
         self.instance.hidden = invited.keys();
         describe(&mut self.instance, &new, mtu_bytes);

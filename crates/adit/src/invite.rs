@@ -32,6 +32,7 @@ use crate::lease;
 use crate::peer::tell_gateways;
 use crate::private_file;
 use crate::qr;
+use crate::resolvers;
 use crate::state::Lock;
 use crate::table::Table;
 
@@ -56,9 +57,12 @@ pub struct InviteArgs {
     /// Send only the gateway's networks and these through the tunnel
     #[arg(long, value_name = "CIDR", num_args = 0.., value_delimiter = ',', value_parser = parse_prefix)]
     split: Option<Vec<IpNet>>,
-    /// DNS servers the client shall use
+    /// DNS servers the client shall use [default: with a full tunnel, those of this host]
     #[arg(long, value_name = "IP", value_delimiter = ',')]
     dns: Vec<IpAddr>,
+    /// Leave the client with the DNS servers that it has
+    #[arg(long, conflicts_with = "dns")]
+    no_dns: bool,
     /// A word to sort peers by; may be given several times
     #[arg(long = "tag", value_name = "WORD", value_parser = parse_tag)]
     tags: Vec<String>,
@@ -186,7 +190,7 @@ fn make(
         uses: args.uses,
         used: Vec::new(),
         revoked: None,
-        terms: Terms { split: args.split.clone(), dns: args.dns.clone(), tags: args.tags.clone() },
+        terms: Terms { split: args.split.clone(), dns: args.dns_servers(), tags: args.tags.clone() },
     });
     private_file::protect_stdout()?;
     invites.save()?;
@@ -201,6 +205,16 @@ fn make(
         server_name: None,
     };
     Ok((url.to_text(), expires))
+}
+
+impl InviteArgs {
+    /// Whoever sends everything through the tunnel means its questions for names too.
+    fn dns_servers(&self) -> Vec<IpAddr> {
+        match self.dns.is_empty() && !self.no_dns && self.split.is_none() {
+            true => resolvers::reachable_by_others(),
+            false => self.dns.clone(),
+        }
+    }
 }
 
 fn write_secret(text: &str) -> io::Result<()> {

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
 use adit_proto::key::PublicKey;
@@ -17,8 +17,12 @@ use crate::instance::unix_secs;
 use crate::invite::{Invite, Invites};
 
 /// Those who may knock. Invites that are over are among them for a while, to be told so.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Invited(Vec<Invite>);
+#[derive(Clone, Debug, Default)]
+pub struct Invited {
+    list: Vec<Invite>,
+    /// Those that were used a moment ago and can be used again.
+    just_used: Vec<(PublicKey, Instant)>,
+}
 
 impl Invited {
     /// Those of `home` that fit the configuration. A file that cannot be read invites nobody.
@@ -43,36 +47,69 @@ impl Invited {
                 && taken.insert(invite.address.into())
                 && keys.insert(invite.public_key)
         };
-        Self(list.into_iter().filter(fits).collect())
+        Self { list: list.into_iter().filter(fits).collect(), just_used: Vec::new() }
     }
 
     /// Their addresses.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        self.0.iter().map(|invite| invite.address.into()).collect()
+        self.list.iter().map(|invite| invite.address.into()).collect()
     }
 
     /// Their keys.
     pub fn keys(&self) -> HashSet<PublicKey> {
-        self.0.iter().map(|invite| invite.public_key).collect()
+        self.list.iter().map(|invite| invite.public_key).collect()
     }
 
     /// Whether nobody is invited.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.list.is_empty()
     }
 
     /// What takes those away that are not in `new`.
     pub fn removal(&self, new: &Self) -> Vec<Command> {
-        self.0.iter().filter(|it| !new.has(it)).map(|it| Command::RemovePeer(it.public_key)).collect()
+        self.list.iter().filter(|it| !new.has(it)).map(|it| Command::RemovePeer(it.public_key)).collect()
     }
 
     /// What makes those known that are not in `old`. The suite is the one that every adit speaks.
     pub fn introduction(&self, old: &Self) -> Vec<Command> {
-        self.0.iter().filter(|it| !old.has(it)).map(|it| Command::SetPeer(introduce(it))).collect()
+        self.list.iter().filter(|it| !old.has(it)).map(|it| Command::SetPeer(introduce(it))).collect()
+    }
+
+    /// The same, knowing which of them were used since `old`.
+    pub fn following(mut self, old: &Self) -> Self {
+        self.just_used.clone_from(&old.just_used);
+        let uses = |list: &Invited, key: &PublicKey| {
+            list.list.iter().find(|it| it.public_key == *key).map(|it| it.used.len())
+        };
+        for invite in &self.list {
+            let before = uses(old, &invite.public_key);
+            if before.is_some_and(|count| count < invite.used.len())
+                && invite.used.len() < invite.uses as usize
+            {
+                self.just_used.retain(|(key, _)| *key != invite.public_key);
+                self.just_used.push((invite.public_key, Instant::now()));
+            }
+        }
+        self
+    }
+
+    /// What makes those strangers again that were used longer than `takes` ago, if there are any: the next who uses the
+    /// same key may have a clock that is behind, and its initiations would look like old ones.
+    pub fn after_uses(&mut self, takes: Duration) -> Option<Vec<Command>> {
+        let (done, waiting) = self.just_used.drain(..).partition(|(_, at)| at.elapsed() >= takes);
+        self.just_used = waiting;
+        let done: Vec<(PublicKey, Instant)> = done;
+        let of = |key: &PublicKey| self.list.iter().find(|it| it.public_key == *key);
+        let commands: Vec<Command> = done
+            .iter()
+            .filter_map(|(key, _)| of(key))
+            .flat_map(|invite| [Command::RemovePeer(invite.public_key), Command::SetPeer(introduce(invite))])
+            .collect();
+        (!commands.is_empty()).then_some(commands)
     }
 
     fn has(&self, invite: &Invite) -> bool {
-        self.0.iter().any(|it| it.public_key == invite.public_key && it.address == invite.address)
+        self.list.iter().any(|it| it.public_key == invite.public_key && it.address == invite.address)
     }
 }
 
@@ -118,10 +155,33 @@ mod tests {
         commands.iter().map(key).collect()
     }
 
+    fn of(list: Vec<Invite>) -> Invited {
+        Invited { list, just_used: Vec::new() }
+    }
+
+    #[test]
+    fn an_invite_for_several_knows_nobody_once_a_use_is_over() {
+        let mut several = invite(1, [10, 9, 0, 14]);
+        several.uses = 2;
+        let before = of(vec![several.clone(), invite(2, [10, 9, 0, 13])]);
+        several.used.push(crate::invite::Use {
+            public_key: PublicKey([9; 32]),
+            name: "x".parse().unwrap(),
+            at: 0,
+            is_settled: true,
+        });
+        let mut now = of(vec![several.clone(), invite(2, [10, 9, 0, 13])]).following(&before);
+        assert!(now.after_uses(Duration::from_secs(60)).is_none(), "its answer may be on its way");
+        assert_eq!(keys_of(&now.after_uses(Duration::ZERO).unwrap()), [(1, false), (1, true)]);
+        assert!(now.after_uses(Duration::ZERO).is_none());
+        several.uses = 1;
+        assert!(of(vec![several]).following(&before).after_uses(Duration::ZERO).is_none(), "used up");
+    }
+
     #[test]
     fn only_what_differs_comes_and_goes() {
-        let old = Invited(vec![invite(1, [10, 9, 0, 14]), invite(2, [10, 9, 0, 13])]);
-        let new = Invited(vec![invite(2, [10, 9, 0, 13]), invite(3, [10, 9, 0, 12])]);
+        let old = of(vec![invite(1, [10, 9, 0, 14]), invite(2, [10, 9, 0, 13])]);
+        let new = of(vec![invite(2, [10, 9, 0, 13]), invite(3, [10, 9, 0, 12])]);
         assert_eq!(keys_of(&old.removal(&new)), [(1, false)]);
         assert_eq!(keys_of(&new.introduction(&old)), [(3, true)]);
         assert!(old.removal(&old).is_empty() && old.introduction(&old).is_empty());
@@ -152,7 +212,7 @@ mod tests {
         let peer = "[[peer]]\nname = \"x\"\naddresses = [\"10.9.0.2\"]\n\
                     public_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n";
         let numbers = |config: &Config| {
-            Invited::load(&home, config).0.iter().map(|it| it.public_key.0[0]).collect::<Vec<_>>()
+            Invited::load(&home, config).list.iter().map(|it| it.public_key.0[0]).collect::<Vec<_>>()
         };
         assert_eq!(
             numbers(&config(peer)),

@@ -1,12 +1,10 @@
 //! Networks for the inside of a new tunnel, which clash with nothing that this host reaches.
 
-use std::net::IpAddr;
-
 use adit_host::Surroundings;
 use anyhow::{Context, bail};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::keys;
+use crate::{keys, resolvers};
 
 /// A network or host that is reached already, and what for or by which interface.
 pub(super) type Taken = (IpNet, String);
@@ -18,8 +16,7 @@ pub(super) fn taken(around: &Surroundings) -> Vec<Taken> {
 }
 
 fn resolvers_of(text: &str) -> Vec<Taken> {
-    let address = |line: &str| line.strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok();
-    let addresses = text.lines().filter_map(address).filter(|it| !it.is_loopback());
+    let addresses = resolvers::servers(text).into_iter().filter(|it| !it.is_loopback());
     addresses.map(|address| (address.into(), "a DNS resolver".to_owned())).collect()
 }
 

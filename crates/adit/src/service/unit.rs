@@ -1,0 +1,210 @@
+//! The text of a unit (`systemd.service(5)`, `systemd.exec(5)`), closed as far as the work allows.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::bail;
+
+use crate::config::InterfaceName;
+use crate::home::Home;
+
+/// A unit of ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unit {
+    name: String,
+    text: String,
+}
+
+/// The first line of every unit that `adit service` may replace or remove.
+const MARK: &str = "# Written by `adit service install`";
+
+/// What both roles need and nothing more; the gateway and a tunnel differ in the files they change.
+const SANDBOX: &str = "\
+UMask=0077
+LimitCORE=0
+LimitNOFILE=65536
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_BIND_SERVICE
+NoNewPrivileges=yes
+MemoryDenyWriteExecute=yes
+LockPersonality=yes
+KeyringMode=private
+PrivateTmp=yes
+DevicePolicy=closed
+DeviceAllow=/dev/net/tun rw
+ProtectHome=HOMES
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectProc=invisible
+RemoveIPC=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallErrorNumber=EPERM
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+";
+
+impl Unit {
+    /// The unit of the gateway of `home`, or of the tunnel of a profile.
+    ///
+    /// # Errors
+    /// A path cannot stand in a unit.
+    pub(super) fn new(home: &Home, profile: Option<&InterfaceName>, program: &Path) -> anyhow::Result<Self> {
+        let name = name_of(home, profile);
+        let mut command = vec![quoted(program)?];
+        if let Some(directory) = home.chosen() {
+            command.extend(["--home".to_owned(), quoted(directory)?]);
+        }
+        let (what, verb) = match profile {
+            None => ("adit VPN gateway".to_owned(), "gateway".to_owned()),
+            Some(name) => (format!("adit VPN tunnel {name}"), format!("up --foreground {name}")),
+        };
+        let command = command.join(" ");
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{MARK}; `adit service uninstall` removes it.\n\
+             # To change something, use `systemctl edit {name}`.\n\n\
+             [Unit]\n\
+             Description={what}\n\
+             Documentation=man:adit(1)\n\
+             Wants=network-online.target\n\
+             After=network-online.target nss-lookup.target\n\n\
+             [Service]\n\
+             Type=notify\n\
+             NotifyAccess=main\n\
+             ExecStart={command} {verb}\n\
+             ExecReload=/bin/kill -HUP $MAINPID\n\
+             Restart=on-failure\n\
+             RestartSec=2\n\
+             WatchdogSec=30\n\
+             TimeoutStartSec=90\n\
+             TimeoutStopSec=30\n"
+        );
+        files(&mut text, home, profile.is_some())?;
+        let homes = if under_home(home, program) { "read-only" } else { "yes" };
+        text.push_str(&SANDBOX.replace("HOMES", homes));
+        text.push_str("\n[Install]\nWantedBy=multi-user.target\n");
+        Ok(Self { name, text })
+    }
+
+    /// The name of the file.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is in the file.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether the unit that is there already is this one, perhaps as an older adit wrote it.
+    pub(super) fn replaces(&self, there: &str) -> bool {
+        let command = |text: &str| {
+            let line = text.lines().find(|line| line.starts_with("ExecStart="))?;
+            // The program may have moved.
+            line.split_once(' ').map(|(_, rest)| rest.to_owned())
+        };
+        there.starts_with(MARK) && command(there) == command(&self.text)
+    }
+}
+
+/// What the service may write.
+fn files(text: &mut String, home: &Home, is_tunnel: bool) -> anyhow::Result<()> {
+    if is_tunnel {
+        text.push_str("# A tunnel changes /etc/resolv.conf, so /etc stays open.\nProtectSystem=yes\n");
+    } else {
+        text.push_str("# The gateway turns on forwarding, so /proc/sys stays open.\nProtectSystem=strict\n");
+    }
+    match home.chosen() {
+        Some(directory) => {
+            let _ = writeln!(text, "ReadWritePaths={}", quoted(directory)?);
+        }
+        None => text.push_str(
+            "ConfigurationDirectory=adit\nConfigurationDirectoryMode=0700\n\
+             StateDirectory=adit\nStateDirectoryMode=0700\n\
+             RuntimeDirectory=adit\nRuntimeDirectoryMode=0700\nRuntimeDirectoryPreserve=yes\n\
+             ReadWritePaths=/etc/adit\n",
+        ),
+    }
+    Ok(())
+}
+
+/// `/home`, `/root` and `/run/user` cannot be closed to a service that lives there.
+fn under_home(home: &Home, program: &Path) -> bool {
+    let lives_there = |path: &Path| ["/home", "/root", "/run/user"].iter().any(|it| path.starts_with(it));
+    lives_there(program) || home.chosen().is_some_and(lives_there)
+}
+
+fn name_of(home: &Home, profile: Option<&InterfaceName>) -> String {
+    let plain = |char: char| if char.is_ascii_alphanumeric() || "_.-".contains(char) { char } else { '_' };
+    let of_home = home.chosen().and_then(Path::file_name).map(PathBuf::from);
+    let words = [of_home.map(|it| it.to_string_lossy().into_owned()), profile.map(ToString::to_string)];
+    let mut name = "adit".to_owned();
+    for word in words.into_iter().flatten() {
+        name.push('-');
+        name.extend(word.chars().map(plain));
+    }
+    name + ".service"
+}
+
+/// A path as a word of a unit: quoted, with specifiers and variables made harmless.
+fn quoted(path: &Path) -> anyhow::Result<String> {
+    let Some(text) = path.to_str().filter(|text| !text.chars().any(char::is_control)) else {
+        bail!("{} cannot stand in a unit; rename it", path.display());
+    };
+    let escaped = text.replace('\\', "\\\\").replace('"', "\\\"").replace('%', "%%").replace('$', "$$");
+    Ok(format!("\"{escaped}\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(home: Option<&str>, profile: Option<&str>) -> Unit {
+        let home = Home::new(home.map(Path::new)).unwrap();
+        let profile = profile.map(|name| name.parse().unwrap());
+        Unit::new(&home, profile.as_ref(), Path::new("/usr/local/bin/adit")).unwrap()
+    }
+
+    #[test]
+    fn the_gateway_is_told_apart_from_tunnels_and_other_homes() {
+        let start = |unit: &Unit| {
+            let line = unit.text.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
+            (unit.name.clone(), line.to_owned())
+        };
+        let expect = |unit: &Unit, name: &str, line: &str| {
+            assert_eq!(start(unit), (name.to_owned(), format!("ExecStart=\"/usr/local/bin/adit\" {line}")));
+        };
+        expect(&unit(None, None), "adit.service", "gateway");
+        expect(&unit(None, Some("work")), "adit-work.service", "up --foreground work");
+        expect(&unit(Some("/srv/a b"), None), "adit-a_b.service", "--home \"/srv/a b\" gateway");
+        assert!(unit(None, None).replaces(unit(None, None).text()));
+        assert!(!unit(None, None).replaces(unit(None, Some("work")).text()));
+        assert!(
+            !unit(Some("/srv/a"), None).replaces(unit(Some("/opt/a"), None).text()),
+            "same name, other home"
+        );
+        assert!(!unit(None, None).replaces("[Service]\nExecStart=\"/usr/local/bin/adit\" gateway\n"));
+    }
+
+    #[test]
+    fn what_systemd_would_expand_is_escaped() {
+        assert_eq!(quoted(Path::new("/a b/100%$x\"y\\z")).unwrap(), "\"/a b/100%%$$x\\\"y\\\\z\"");
+        assert!(quoted(Path::new("/a\nExecStart=/bin/sh")).is_err());
+    }
+
+    #[test]
+    fn a_program_in_a_home_directory_can_still_be_run() {
+        let home = Home::new(None).unwrap();
+        let of = |program: &str| Unit::new(&home, None, Path::new(program)).unwrap().text;
+        assert!(of("/usr/bin/adit").contains("ProtectHome=yes"));
+        assert!(of("/run/user/7/adit").contains("ProtectHome=read-only"));
+    }
+}
