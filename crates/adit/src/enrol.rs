@@ -128,10 +128,13 @@ impl Office {
             }
         }
         let mut leases = Leases::load(&self.home)?;
+        // Also the one it speaks from at this moment, though this may be the last use.
+        let mut held = invites.open_addresses(now);
+        held.insert(invites.list[at].address.into());
         let used = invites.list[at].used.iter().find(|it| it.public_key == key).context("just written")?;
         let peer = Peer {
             preshared_key: Some(keys::generate_preshared()?),
-            addresses: leases.next(&config, &invites.addresses())?,
+            addresses: leases.next(&config, &held)?,
             suite: lease::suite_for(&application.suites),
             tags: terms.tags.clone(),
             ..Peer::new(used.name.clone(), key)

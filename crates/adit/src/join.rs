@@ -19,8 +19,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, anyhow, bail};
 use zeroize::Zeroizing;
 
-use self::asking::AskError;
-pub use self::asking::file_of_the_invited;
+pub use self::asking::{AskError, ask, file_of_the_invited};
 use self::pending::Pending;
 use crate::config::InterfaceName;
 use crate::home::Home;
@@ -108,7 +107,7 @@ fn join(
         );
     }
     let pending = Pending::start(home, url)?;
-    let lease = match asking::ask(url, pending.private_key()) {
+    let lease = match ask(url, pending.private_key()) {
         Ok(lease) => lease,
         Err(AskError::Lost(reason)) => {
             pending.keep();

@@ -125,6 +125,21 @@ pub fn write(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {} to the disk", directory.display()))
 }
 
+/// Removes what [`write`] left of those files in `directory` whose writer was killed. To be called while nobody writes
+/// to them.
+pub fn remove_unfinished(directory: &Path, is_meant: impl Fn(&str) -> bool) {
+    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let rest = name.to_str().and_then(|name| name.strip_suffix(".new"));
+        if let Some((file, pid)) = rest.and_then(|rest| rest.rsplit_once('.'))
+            && pid.bytes().all(|byte| byte.is_ascii_digit())
+            && is_meant(file)
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -209,6 +224,19 @@ mod tests {
         assert_eq!(&read(&path).unwrap()[..], b"two");
         assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o600);
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_writer_left_is_removed_and_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        for name in ["a.json", "a.json.17.new", "b.json.17.new", "a.json.x.new", "a.json.new"] {
+            fs::write(directory.path().join(name), "").unwrap();
+        }
+        remove_unfinished(directory.path(), |name| name == "a.json");
+        let mut left: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["a.json", "a.json.new", "a.json.x.new", "b.json.17.new"]);
     }
 
     #[test]

@@ -16,6 +16,9 @@ use crate::private_file;
 /// The first host of a network is the gateway.
 const FIRST_PEER: u64 = 2;
 
+/// The files that only change under the lock.
+const LOCKED: [&str; 3] = ["adit.toml", "invites.json", "leases.json"];
+
 /// The right to change the configuration of a home, held by one process at a time.
 #[derive(Debug)]
 pub struct Lock {
@@ -29,7 +32,12 @@ impl Lock {
     /// The directories or the lock file cannot be made.
     pub fn hold(home: &Home) -> anyhow::Result<Self> {
         home.create()?;
-        Ok(Self { _file: private_file::lock(&home.state_dir.join("config.lock"))? })
+        let lock = Self { _file: private_file::lock(&home.state_dir.join("config.lock"))? };
+        // Who was killed while it held the lock left half a file, and there may be keys in it.
+        for directory in [&home.config_dir, &home.state_dir] {
+            private_file::remove_unfinished(directory, |name| LOCKED.contains(&name));
+        }
+        Ok(lock)
     }
 }
 

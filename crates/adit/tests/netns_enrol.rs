@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use adit::invite::InviteUrl;
 use adit::tunnel::Tunnel;
-use adit_lab::{Host, Output, wait_for};
+use adit_lab::{End, Host, Output, wait_for};
 use common::internet::{
     GATEWAY, INSIDE, Internet, WEB, adit, home, start_gateway, status, stop_gateway, succeed,
 };
@@ -94,6 +94,8 @@ fn two_commands_on_each_side_lead_from_nothing_to_a_page_through_the_tunnel() {
     succeed(client, &["down"]);
     assert_eq!(net.seen_from(client), direct);
     let profile = home(client).join("profiles/adit0.conf");
+    let text = fs::read_to_string(&profile).unwrap();
+    assert!(text.contains("DNS = 192.0.2.53\n"), "names are asked of whom the gateway asks: {text}");
     assert_eq!(fs::metadata(&profile).unwrap().permissions().mode() & 0o777, 0o600);
     for arguments in [&["up"][..], &["up", "adit0"]] {
         succeed(client, arguments);
@@ -235,4 +237,42 @@ fn the_invited_reach_the_inside_api_and_nothing_else() {
     let waiting = InviteUrl::parse(&invite(&net, &["waiting"])).unwrap();
     assert_eq!(client.ping(&waiting.address.to_string(), 1).unwrap_or(0), 0);
     stop_gateway(gateway);
+}
+
+#[test]
+fn init_asks_nothing_and_chooses_what_clashes_with_nothing_of_the_host() {
+    let lab = common::lab("initpick");
+    let (host, router) = (lab.host("gateway").unwrap(), lab.host("router").unwrap());
+    lab.connect(
+        End::new(&host, "eth0").address("192.168.7.2/24"),
+        End::new(&router, "eth0").address("192.168.7.1/24"),
+    )
+    .unwrap();
+    host.add_route("default via 192.168.7.1").unwrap();
+    let pick = || {
+        let output = succeed(&host, &["init"]);
+        let text = fs::read_to_string(home(&host).join("adit.toml")).unwrap();
+        let value = |key: &str| {
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("{key} = "))).unwrap();
+            line.trim_matches('"').to_owned()
+        };
+        let picked = ["endpoint", "listen", "network", "interface"].map(value);
+        fs::remove_dir_all(home(&host)).unwrap();
+        (picked, output.stdout)
+    };
+    // The control: nothing is in the way.
+    let (picked, said) = pick();
+    assert_eq!(picked, ["192.168.7.2:51820", ":51820", "10.86.0.0/24", "adit0"]);
+    assert!(said.contains("only its own network reaches it") && said.contains("eth0"), "{said}");
+
+    // An address on an interface that is down, a route in another table, a resolver, a port, an interface.
+    host.ip(["link", "add", "adit0", "type", "veth", "peer", "name", "unused"]).unwrap();
+    host.add_address("adit0", "10.86.0.77/25").unwrap();
+    host.add_route("10.87.0.0/16 via 192.168.7.1 table 77").unwrap();
+    host.set_resolv_conf("nameserver 10.88.0.53\n").unwrap();
+    let _taken = on(&host, || std::net::UdpSocket::bind("0.0.0.0:51820").unwrap());
+    let (picked, said) = pick();
+    assert_eq!(picked, ["192.168.7.2:51821", ":51821", "10.89.0.0/24", "adit1"], "{said}");
+    assert!(said.contains("because this host reaches 10.86.0.0/25 already, by adit0"), "{said}");
+    assert!(said.contains("another program has 51820"), "{said}");
 }

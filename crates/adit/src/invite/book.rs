@@ -23,7 +23,7 @@ const SCHEMA: u32 = 1;
 /// How long an invite that is over is kept.
 const KEPT_SECS: u64 = 24 * 60 * 60;
 /// How many that are over are kept; the oldest go first.
-const KEPT_MOST: usize = 16;
+const KEPT_MOST: usize = 64;
 /// How many may wait for an answer at a time.
 pub const OPEN_MOST: usize = 256;
 
@@ -180,6 +180,12 @@ impl Invites {
     /// The addresses that are the invited's.
     pub fn addresses(&self) -> HashSet<IpAddr> {
         self.list.iter().map(|invite| invite.address.into()).collect()
+    }
+
+    /// The addresses that no lease may have: those of invites that can be accepted. One that is over loses its address,
+    /// and with it its voice, when a peer needs it.
+    pub fn open_addresses(&self, now: u64) -> HashSet<IpAddr> {
+        self.list.iter().filter(|invite| invite.is_open(now)).map(|invite| invite.address.into()).collect()
     }
 
     /// The highest IPv4 address that is nobody's: leases are given from the lowest on. An invite that is over gives
@@ -414,9 +420,9 @@ mod tests {
         let mut invites = Invites::load(&home, 0).unwrap();
         let mut open = an_invite(1, 1);
         open.expires = u64::MAX;
-        invites.list = (2..50).map(|number| an_invite(number, 1)).chain([open]).collect();
+        invites.list = (2..150).map(|number| an_invite(number, 1)).chain([open]).collect();
         invites.save().unwrap();
-        assert_eq!(Invites::load(&home, 1_500).unwrap().list.len(), 49);
+        assert_eq!(Invites::load(&home, 1_500).unwrap().list.len(), 149);
         assert_eq!(Invites::load(&home, 1_600).unwrap().list.len(), KEPT_MOST + 1, "the others have expired");
         assert_eq!(Invites::load(&home, 1_600 + KEPT_SECS).unwrap().list.len(), 1);
     }

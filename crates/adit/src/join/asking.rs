@@ -18,12 +18,12 @@ use crate::enrol::Application;
 use crate::inside::{ENROL_PATH, enrol_question};
 use crate::invite::InviteUrl;
 use crate::lease::{self, Lease};
-use crate::tunnel::{Tunnel, TunnelError};
+use crate::tunnel::Tunnel;
 use crate::web;
 
 /// Why there is no lease.
 #[derive(Debug)]
-pub(super) enum AskError {
+pub enum AskError {
     /// The gateway did not hear us.
     NoAnswer(String),
     /// It may have heard us, and we did not hear what it said.
@@ -32,9 +32,11 @@ pub(super) enum AskError {
     Refused(String),
 }
 
-const ATTEMPTS: u32 = 3;
+/// Each begins with a handshake of its own: a lost packet costs no more than this.
+const ATTEMPTS: u32 = 6;
+const ANSWER: Duration = Duration::from_millis(2_500);
 /// Between attempts: somebody else may use the same invite at this moment.
-const PAUSE: Duration = Duration::from_millis(700);
+const PAUSE: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(20);
 const BODY_BYTES_MAX: usize = 64 * 1024;
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -42,7 +44,10 @@ const BUFFER_BYTES: usize = 16 * 1024;
 const MTU_BYTES: u16 = 1280;
 
 /// Trades the public half of `private_key` for a lease.
-pub(super) fn ask(url: &InviteUrl, private_key: &StaticSecret) -> Result<Lease, AskError> {
+///
+/// # Errors
+/// [`AskError`]; asking again with the same key goes on from where this ended.
+pub fn ask(url: &InviteUrl, private_key: &StaticSecret) -> Result<Lease, AskError> {
     let system = |error: std::io::Error| AskError::NoAnswer(format!("cannot start: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(system)?;
     let application = Application { public_key: private_key.public_key(), suites: lease::suites_here() };
@@ -79,7 +84,10 @@ async fn ask_once(url: &InviteUrl, application: &Application) -> Result<Lease, A
     let opened = opened.map_err(|error| AskError::NoAnswer(error.to_string()))?;
     let tunnel = opened.map_err(|error| AskError::NoAnswer(error.to_string()))?;
     let api = SocketAddr::from(url.inside_api);
-    tunnel.wait_until_up().await.map_err(|error| AskError::NoAnswer(explain(url, &error)))?;
+    let up = tokio::time::timeout(ANSWER, tunnel.wait_until_up()).await;
+    if !matches!(up, Ok(Ok(()))) {
+        return Err(AskError::NoAnswer(no_answer(url)));
+    }
     let connected = tunnel.tcp_connect_any(&[api.ip()], api.port()).await;
     let stream = connected.map_err(|error| {
         AskError::NoAnswer(format!(
@@ -121,15 +129,12 @@ async fn ask_once(url: &InviteUrl, application: &Application) -> Result<Lease, A
     }
 }
 
-fn explain(url: &InviteUrl, error: &TunnelError) -> String {
-    match error {
-        TunnelError::NoAnswer { .. } => format!(
-            "no answer from {}. Either it is not reached (does the gateway run, and is UDP port {} open on the way to \
-             it?), or it does not know this invite (any more): `adit invite list` on the gateway shows those it knows",
-            url.endpoint, url.endpoint.port
-        ),
-        error => error.to_string(),
-    }
+fn no_answer(url: &InviteUrl) -> String {
+    format!(
+        "no answer from {}. Either it is not reached (does the gateway run, and is UDP port {} open on the way to it?), \
+         or it does not know this invite (any more): `adit invite list` on the gateway shows those it knows",
+        url.endpoint, url.endpoint.port
+    )
 }
 
 /// The tunnel through which the invited reaches the inside API, and nothing else.

@@ -96,7 +96,8 @@ fn make(home: &Home, args: &AddArgs, layers: &Layers) -> anyhow::Result<Added> {
             home.flag()
         );
     }
-    let invited = Invites::load(home, unix_secs(SystemTime::now()))?.addresses();
+    let now = unix_secs(SystemTime::now());
+    let invited = Invites::load(home, now)?.open_addresses(now);
     let mut leases = Leases::load(home)?;
     let private_key = keys::generate_private()?;
     let stock = args.conf || args.qr;

@@ -12,6 +12,7 @@ pub mod picture;
 pub mod proxied;
 pub mod rootless;
 pub mod service;
+pub mod terminal;
 pub mod tunnel;
 pub mod wire;
 
