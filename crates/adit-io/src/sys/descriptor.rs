@@ -73,7 +73,9 @@ pub fn receive_descriptors(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
         let mut header = libc::CMSG_FIRSTHDR(&raw const message);
         while let Some(it) = header.as_ref() {
             if it.cmsg_level == libc::SOL_SOCKET && it.cmsg_type == libc::SCM_RIGHTS {
-                let len = it.cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
+                // It is a u32 with musl.
+                #[allow(clippy::unnecessary_cast)]
+                let len = (it.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
                 let place = libc::CMSG_DATA(header).cast::<RawFd>();
                 for at in 0..len / size_of::<RawFd>() {
                     descriptors.push(OwnedFd::from_raw_fd(place.add(at).read_unaligned()));
