@@ -1,0 +1,261 @@
+//! Every block of commands in the documents: run here as it stands, or named with the reason why not.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use adit_lab::{Host, Process};
+
+use common::internet::{Internet, home, status, succeed};
+use common::{ADIT, SOON};
+
+/// What becomes of a block.
+#[derive(Clone, Copy, Debug)]
+enum How {
+    /// Each line is run on the server.
+    Server,
+    /// Each line is run on the laptop.
+    Laptop,
+    /// The same, while the tunnel is up.
+    Connected,
+    /// This test, a file beside this one, does what the block says; the block itself names places or does things that
+    /// a lab has not.
+    Elsewhere(&'static str, &'static str),
+    /// It cannot be run by a test.
+    Never(&'static str),
+}
+
+/// Every block by its document and how its first line begins, in the order in which they are run.
+const BLOCKS: &[(&str, &str, How)] = &[
+    (
+        "README.md",
+        "cargo xtask demo",
+        How::Elsewhere("netns_demo.rs", "the other line is the run that runs this test"),
+    ),
+    (
+        "README.md",
+        "cargo build --release",
+        How::Never("it installs for everybody on the machine that runs the test"),
+    ),
+    ("README.md", "sudo adit init", How::Server),
+    ("README.md", "sudo adit join", How::Laptop),
+    (
+        "README.md",
+        "sudo ln -s adit",
+        How::Elsewhere("netns_wg_tools.rs", "the link would be made for everybody"),
+    ),
+    (
+        "README.md",
+        "adit run laptop.conf",
+        How::Elsewhere("netns_run.rs", "it asks a server of the real internet"),
+    ),
+    (
+        "README.md",
+        "adit proxy laptop.conf",
+        How::Elsewhere("netns_proxy.rs", "it asks a server of the real internet"),
+    ),
+    ("README.md", "sudo adit ip", How::Elsewhere("netns_ip.rs", "it asks services of the real internet")),
+    ("docs/inside-api.md", "curl http://10.86.0.1", How::Connected),
+    (
+        "docs/performance.md",
+        "sudo cargo xtask bench",
+        How::Never("it needs the machine to itself for minutes"),
+    ),
+    (
+        "docs/performance.md",
+        "dpkg-deb -x wireguard-go",
+        How::Never("it needs the machine to itself for minutes"),
+    ),
+];
+
+/// Commands that stay, and what they say when they are ready.
+const STAYING: &[(&str, &str)] = &[("sudo adit gateway", "gateway ready")];
+
+struct Block {
+    document: String,
+    line: usize,
+    commands: Vec<String>,
+}
+
+fn checkout() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap().to_owned()
+}
+
+fn documents(directory: &Path, found: &mut Vec<PathBuf>) {
+    let mut entries: Vec<_> = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            documents(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "md") {
+            found.push(path);
+        }
+    }
+}
+
+/// Every fenced block that says it is for a shell.
+fn blocks() -> Vec<Block> {
+    let root = checkout();
+    let mut paths: Vec<PathBuf> =
+        ["README.md", "CONTRIBUTING.md", "SECURITY.md", "ARCHITECTURE.md"].map(|name| root.join(name)).into();
+    documents(&root.join("docs"), &mut paths);
+    let mut blocks = Vec::new();
+    for path in paths {
+        let document = path.strip_prefix(&root).unwrap().display().to_string();
+        let mut open: Option<Block> = None;
+        for (number, text) in fs::read_to_string(&path).unwrap().lines().enumerate() {
+            match (&mut open, text) {
+                (None, "```sh" | "```bash" | "```shell" | "```console") => {
+                    open = Some(Block { document: document.clone(), line: number + 1, commands: Vec::new() });
+                }
+                (Some(_), "```") => blocks.extend(open.take()),
+                (Some(block), command) => block.commands.push(command.to_owned()),
+                (None, _) => {}
+            }
+        }
+        assert!(open.is_none(), "{document}: a block has no end");
+    }
+    blocks
+}
+
+fn is_block(block: &Block, (document, start, _): &(&str, &str, How)) -> bool {
+    block.document == *document && block.commands.first().is_some_and(|first| first.starts_with(start))
+}
+
+#[test]
+fn every_block_of_commands_is_run_or_has_a_reason_why_not() {
+    let blocks = blocks();
+    for block in &blocks {
+        let known = BLOCKS.iter().filter(|row| is_block(block, row)).count();
+        assert_eq!(
+            known, 1,
+            "{}:{}: say in this test how it is run: {:?}",
+            block.document, block.line, block.commands
+        );
+    }
+    for row in BLOCKS {
+        assert_eq!(
+            blocks.iter().filter(|block| is_block(block, row)).count(),
+            1,
+            "{row:?} is in no document"
+        );
+        if let How::Elsewhere(test, _) = row.2 {
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(test);
+            assert!(path.exists(), "{row:?}: there is no such test");
+        }
+        if let How::Elsewhere(_, why) | How::Never(why) = row.2 {
+            assert!(why.len() > 10, "{row:?}");
+        }
+    }
+}
+
+#[test]
+fn every_question_is_titled_by_a_message_that_adit_prints() {
+    let root = checkout();
+    let mut sources = Vec::new();
+    rust_files(&root.join("crates/adit/src"), &mut sources);
+    // A message may go over the end of a line of the source.
+    let joined = |text: String| {
+        text.split('\n').map(|line| line.trim()).collect::<Vec<_>>().join(" ").replace("\\ ", "")
+    };
+    let sources: String = sources.iter().map(|path| joined(fs::read_to_string(path).unwrap())).collect();
+    let faq = fs::read_to_string(root.join("docs/faq.md")).unwrap();
+    let titles: Vec<_> =
+        faq.lines().filter_map(|line| line.strip_prefix("### `")?.strip_suffix('`')).collect();
+    assert!(titles.len() >= 8, "{titles:?}");
+    for title in titles.iter().filter(|title| **title != "Packet filtered") {
+        assert!(sources.contains(title), "adit never says `{title}`");
+    }
+}
+
+fn rust_files(directory: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            rust_files(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// A place where people type commands: `sudo` does nothing there, as they are root, and `adit` is the one under test.
+struct Desk {
+    host: Host,
+    path: String,
+}
+
+impl Desk {
+    fn new(host: &Host) -> Self {
+        let bin = host.directory().join("bin");
+        fs::create_dir_all(&bin).unwrap();
+        let adit = format!("#!/bin/sh\nexec {ADIT} --home {} \"$@\"\n", home(host).display());
+        for (name, script) in [("adit", adit.as_str()), ("sudo", "#!/bin/sh\nexec \"$@\"\n")] {
+            fs::write(bin.join(name), script).unwrap();
+            fs::set_permissions(bin.join(name), fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let path = format!("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", bin.display());
+        Self { host: host.clone(), path }
+    }
+
+    fn run(&self, command: &str) -> String {
+        let invocation = self.host.command(["sh", "-c", command]).env("PATH", &self.path);
+        let output = invocation.deadline(Duration::from_secs(60)).attempt().unwrap();
+        assert!(output.ok(), "{command}: {}{}", output.stdout, output.stderr);
+        output.stdout
+    }
+
+    fn start(&self, command: &str, ready: &str) -> Process {
+        let script = format!("exec {}", command.trim_start_matches("sudo "));
+        let mut process = self.host.command(["sh", "-c", &script]).env("PATH", &self.path).spawn().unwrap();
+        process.wait_for_text(ready, SOON).unwrap_or_else(|error| panic!("{command}: {error}"));
+        process
+    }
+}
+
+#[test]
+fn the_commands_of_the_documents_work_as_they_stand() {
+    let net = Internet::new("docs", 1);
+    let (server, laptop) = (Desk::new(&net.gateway), Desk::new(&net.clients[0]));
+    let mut staying = Vec::new();
+    let mut invitation = String::new();
+    let mut run = 0;
+    let blocks = blocks();
+    for row in BLOCKS {
+        let block = blocks.iter().find(|block| is_block(block, row)).unwrap();
+        let desk = match row.2 {
+            How::Server => &server,
+            How::Laptop => &laptop,
+            How::Connected => {
+                succeed(&net.clients[0], &["up"]);
+                &laptop
+            }
+            How::Elsewhere(..) | How::Never(_) => continue,
+        };
+        for written in &block.commands {
+            let mut command = written.replace("adit://...", &invitation);
+            if matches!(row.2, How::Connected) {
+                // The network is picked anew by each gateway.
+                let api = status(&net.clients[0])["peers"][0]["inside_api"][0].as_str().unwrap().to_owned();
+                command = command.replace("10.86.0.1:9585", &api);
+            }
+            let bare = command.split(" #").next().unwrap().trim();
+            if let Some((_, ready)) = STAYING.iter().find(|(start, _)| bare.starts_with(start)) {
+                staying.push(desk.start(bare, ready));
+            } else {
+                let output = desk.run(&command);
+                if output.starts_with("adit://") {
+                    invitation = output.trim().to_owned();
+                }
+            }
+            run += 1;
+        }
+    }
+    assert!(run >= 7 && !invitation.is_empty(), "{run} commands were run");
+    assert_eq!(staying.len(), 1);
+    let peers = server.run("adit peer list");
+    assert!(peers.contains("laptop"), "{peers}");
+}
