@@ -4,7 +4,9 @@ mod bench;
 mod binary;
 mod ci;
 mod demo;
+mod dist;
 mod fuzz;
+mod picture;
 mod program;
 mod roster;
 mod setup;
@@ -23,6 +25,9 @@ cargo xtask VERB
   test --record           every test, then record how many there are and their names
   demo [ARGS]             build adit and run its demonstration in network namespaces
   bench [OPTIONS]         measure adit beside others; `cargo xtask bench --help` lists the options
+  dist [OPTIONS]          packages: a .deb and a tarball, in target/dist; --binary FILE packages that
+                          program, --out DIR puts them elsewhere
+  picture [BINARY]        record the demonstration as docs/demo.svg
   tidy                    the rules of the house, as checks
   setup                   install the system packages that tests and the demonstration need
   fuzz TARGET [SECONDS]   look for inputs that break a parser (60 seconds unless told)
@@ -60,6 +65,9 @@ fn dispatch(args: &[&str]) -> Option<Result<bool>> {
         ["test", filter] if !filter.starts_with('-') => suite::run(suite::Selection::Filter(filter)),
         ["demo", rest @ ..] => demo::run(rest),
         ["bench", rest @ ..] => return bench::run(rest),
+        ["dist", rest @ ..] => dist::run(&dist::Options::parse(rest)?),
+        ["picture"] => picture::run(None),
+        ["picture", binary] => picture::run(Some(binary)),
         ["tidy"] => tidy::run(),
         ["setup"] => setup::run(),
         ["fuzz", "--list"] => fuzz::list(),

@@ -31,6 +31,7 @@ const DEMO: &[Need] = &[
 
 const TEST: &[Need] = &[
     need(&["curl"], "curl"),
+    need(&["debootstrap"], "debootstrap"),
     need(&["dig"], "bind9-dnsutils"),
     need(&["git"], "git"),
     need(&["iperf3"], "iperf3"),
