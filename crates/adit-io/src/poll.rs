@@ -46,6 +46,17 @@ impl Poller {
         self.control(libc::EPOLL_CTL_ADD, fd.as_fd(), &mut event)
     }
 
+    /// Reports `fd` by `token` when it becomes readable or writable, each time once: whoever hears of it goes on until
+    /// the descriptor would block. Closing the descriptor removes it.
+    ///
+    /// # Errors
+    /// When the descriptor is already here, or is of a kind that cannot be polled.
+    pub fn add_edges(&self, fd: impl AsFd, token: u64) -> io::Result<()> {
+        let interest = libc::EPOLLIN | libc::EPOLLOUT | libc::EPOLLRDHUP | libc::EPOLLET;
+        let mut event = libc::epoll_event { events: interest as u32, u64: token };
+        self.control(libc::EPOLL_CTL_ADD, fd.as_fd(), &mut event)
+    }
+
     /// Stops reporting `fd`.
     ///
     /// # Errors

@@ -13,6 +13,25 @@ pub enum Carrier {
     Tls(u64),
 }
 
+impl Carrier {
+    /// The name for people and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp(_) => "tcp",
+            Self::Tls(_) => "tls",
+        }
+    }
+
+    /// The number of the connection, on a stream.
+    pub const fn connection(self) -> Option<u64> {
+        match self {
+            Self::Udp => None,
+            Self::Tcp(connection) | Self::Tls(connection) => Some(connection),
+        }
+    }
+}
+
 /// The outside address of a peer, and the local address it was last heard on.
 ///
 /// `local` and `interface` make replies leave from the address the peer talks to ("sticky source");

@@ -30,6 +30,13 @@ pub enum Command {
     Initiate(PublicKey),
     /// Our way to a peer is another now: says so to the peer at once, from wherever we are.
     Reconnect(PublicKey),
+    /// From now on reaches a peer there: the session goes on, by a keepalive that makes the peer follow. Without one a
+    /// handshake starts at once.
+    Move(PublicKey, Endpoint),
+    /// From now on reaches a peer there, beginning with a handshake.
+    Restart(PublicKey, Endpoint),
+    /// Asks a peer with a session to answer at an endpoint that is not its own. Neither side moves for that.
+    Challenge(PublicKey, Endpoint, [u8; 8]),
 }
 
 /// What to change of a peer; `None` leaves a value as it is.
@@ -45,6 +52,8 @@ pub struct PeerUpdate {
     pub preshared_key: Option<PresharedKey>,
     /// Where to reach the peer.
     pub endpoint: Option<Endpoint>,
+    /// Whether what comes by another carrier leaves the endpoint where it is: somebody chooses the carrier.
+    pub carrier_chosen: Option<bool>,
     /// Send a keepalive after so many seconds without sending; 0 turns it off.
     pub persistent_keepalive_secs: Option<u16>,
     /// Continue after these, from an earlier run; older ones change nothing.
@@ -75,6 +84,7 @@ impl PeerUpdate {
             suite: None,
             preshared_key: None,
             endpoint: None,
+            carrier_chosen: None,
             persistent_keepalive_secs: None,
             timestamps: Timestamps::default(),
             replace_allowed_ips: false,
@@ -121,6 +131,10 @@ pub enum Notice {
     Refused(Arc<Path>, Box<[u8]>),
     /// A handshake message with a valid mac1.
     Handshake(HandshakeDatagram),
+    /// The peer wants to know whether the way to us and back that it came by works: answer there.
+    Challenged(Arc<Keypair>, Endpoint, [u8; 8]),
+    /// The peer answered a challenge of ours, by this way.
+    WayAnswered(Arc<Path>, Endpoint, [u8; 8]),
 }
 
 /// A handshake message as it arrived. The longest, an initiation, has 148 bytes.
@@ -170,6 +184,15 @@ pub enum Event {
         endpoint: Endpoint,
         /// From the first initiation to here, when we were the initiator.
         handshake_time: Option<Duration>,
+    },
+    /// A peer answered a challenge.
+    WayAnswered {
+        /// The peer.
+        peer: PublicKey,
+        /// The way that works.
+        endpoint: Endpoint,
+        /// What the challenge was.
+        chosen: [u8; 8],
     },
     /// A handshake got no answer for 90 seconds; packets that waited for it were dropped.
     HandshakeGaveUp {

@@ -20,11 +20,13 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::allowance::Direction;
 use crate::allowed_ips::Routes;
+use crate::content::{Content, SUPERPACKET_HEADER_LEN};
 use crate::cookie::{CookieSecret, Mac1Keys};
 use crate::endpoint::{Carrier, Endpoint};
 use crate::event::{HandshakeDatagram, Notice};
 use crate::icmp;
 use crate::index::IndexTable;
+use crate::key::PublicKey;
 use crate::keypair::{Keypair, blocks_of};
 use crate::packet::{Ecn, InsideHeader, ecn_decapsulate};
 use crate::path::{Path, Staged};
@@ -63,6 +65,14 @@ impl RouteTable {
     }
 }
 
+/// What an opened message holds.
+enum Opened<'m> {
+    /// An inside packet, with its padding; or, without a header, what may be a superpacket.
+    Packet(&'m mut [u8], Option<InsideHeader>),
+    /// Nothing for the inside.
+    Nothing,
+}
+
 /// What to do with an inside packet.
 #[derive(Debug)]
 pub enum Departure {
@@ -72,6 +82,15 @@ pub enum Departure {
     Stage(Arc<Path>),
     /// Drop it; already counted. The sender may be told by ICMP.
     Drop(DropReason),
+}
+
+/// Where the inside packet lies in a message that came over a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrived {
+    /// The bytes of the packet in the message.
+    pub packet: Range<usize>,
+    /// When it is a superpacket: payload bytes of every segment but the last.
+    pub segment_size: Option<u16>,
 }
 
 /// How packets are padded while the MTU stays what it is.
@@ -110,6 +129,11 @@ impl Forwarding {
     /// The peer whose allowed IPs hold `address`: only it may send from there.
     pub fn path_of(&self, address: IpAddr) -> Option<Arc<Path>> {
         self.table.load().path(address).cloned()
+    }
+
+    /// The path of a peer. It looks at every peer: for those that have few.
+    pub fn path_of_peer(&self, peer: &PublicKey) -> Option<Arc<Path>> {
+        self.table.load().paths.iter().flatten().find(|path| path.public_key == *peer).cloned()
     }
 
     /// The route of an inside packet or superpacket.
@@ -220,13 +244,67 @@ impl Forwarding {
             Ok((suite, Message::Transport(header))) => {
                 self.arrive_transport(now, from, ecn, suite, &header, datagram, notices)
             }
-            Ok((suite, message)) => self.arrive_handshake(now, from, suite, &message, datagram, notices),
+            Ok((suite, message)) => {
+                self.arrive_handshake(now, from, suite, &message, datagram, notices).map(|()| None)
+            }
             Err(reason) => Err(reason),
         };
         result.unwrap_or_else(|reason| {
             self.drops.count(reason);
             None
         })
+    }
+
+    /// Handles one message of a stream in place, which may hold a superpacket. Says who sent it, when it authenticates.
+    pub fn arrive_on_stream(
+        &self,
+        now: Instant,
+        from: &Endpoint,
+        message: &mut [u8],
+        notices: &mut Vec<Notice>,
+    ) -> (Option<Arc<Path>>, Option<Arrived>) {
+        let opened = match Message::parse(message) {
+            Ok((suite, Message::Transport(header))) => {
+                self.open_transport(now, from, suite, &header, message, notices)
+            }
+            Ok((suite, handshake)) => {
+                if let Err(reason) = self.arrive_handshake(now, from, suite, &handshake, message, notices) {
+                    self.drops.count(reason);
+                }
+                return (None, None);
+            }
+            Err(reason) => Err(reason),
+        };
+        let (path, opened) = match opened {
+            Ok((keypair, opened)) => (Arc::clone(&keypair.path), opened),
+            Err(reason) => {
+                self.drops.count(reason);
+                return (None, None);
+            }
+        };
+        let arrived = match opened {
+            Opened::Nothing => None,
+            Opened::Packet(opened, inside) => {
+                let admitted = self.admit_from_stream(now, &path, opened, inside, notices);
+                admitted.map_err(|reason| self.drops.count(reason)).ok()
+            }
+        };
+        (Some(path), arrived)
+    }
+
+    /// Whether a message is reason enough to keep a connection that somebody has opened: a handshake message that shows
+    /// that the sender knows us, or a transport message that opens. Changes nothing.
+    pub fn would_accept(&self, now: Instant, message: &[u8]) -> bool {
+        match Message::parse(message) {
+            Ok((suite, Message::Initiation(_) | Message::Response(_))) => {
+                self.mac1_keys.load().as_ref().is_some_and(|keys| keys.verify(suite, message))
+            }
+            Ok((suite, Message::Transport(header))) => {
+                let keypair = self.keypairs.get(header.receiver).filter(|keypair| keypair.suite == suite);
+                keypair.is_some_and(|keypair| keypair.would_open(now, header.counter, message))
+            }
+            _ => false,
+        }
     }
 
     /// A notice that could not be delivered to the engine: what it asked for is due again at the next packet.
@@ -239,7 +317,12 @@ impl Forwarding {
             Notice::OwingReply(path) => path.activity.stop_owing(),
             Notice::Rekey(keypair) => keypair.rekey_lost(),
             Notice::LargeSent(path) => path.mtu.notice_lost(),
-            Notice::Roamed(..) | Notice::Probe(..) | Notice::Refused(..) | Notice::Handshake(_) => {}
+            Notice::Roamed(..)
+            | Notice::Probe(..)
+            | Notice::Refused(..)
+            | Notice::Handshake(_)
+            | Notice::Challenged(..)
+            | Notice::WayAnswered(..) => {}
         }
     }
 
@@ -270,31 +353,77 @@ impl Forwarding {
         datagram: &mut [u8],
         notices: &mut Vec<Notice>,
     ) -> Result<Option<Range<usize>>, DropReason> {
+        let (keypair, opened) = self.open_transport(now, from, suite, header, datagram, notices)?;
+        let Opened::Packet(packet, inside) = opened else { return Ok(None) };
+        let inside = inside.ok_or(DropReason::MalformedInside)?;
+        let inside = self.admit_inside(now, &keypair.path, inside, packet, notices)?;
+        ecn_decapsulate(ecn, packet)?;
+        Ok(Some(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN.saturating_add(inside.total_len)))
+    }
+
+    /// Opens a transport message, and does what an authenticated one calls for.
+    #[inline]
+    fn open_transport<'m>(
+        &self,
+        now: Instant,
+        from: &Endpoint,
+        suite: Suite,
+        header: &TransportHeader,
+        message: &'m mut [u8],
+        notices: &mut Vec<Notice>,
+    ) -> Result<(Arc<Keypair>, Opened<'m>), DropReason> {
         let keypair = self.keypairs.get(header.receiver).ok_or(DropReason::UnknownIndex)?;
         if keypair.suite != suite {
             return Err(DropReason::SuiteMismatch);
         }
-        let message_len = datagram.len() as u64;
-        let packet = keypair.open(now, header.counter, datagram)?;
+        let message_len = message.len() as u64;
+        let packet = keypair.open(now, header.counter, message)?;
         let path = &keypair.path;
         path.traffic.received(1, message_len);
+        if Content::is_one(packet) {
+            match Content::parse(packet) {
+                Some(Content::Challenge(chosen)) => {
+                    notices.push(Notice::Challenged(Arc::clone(&keypair), *from, chosen));
+                    return Ok((keypair, Opened::Nothing));
+                }
+                Some(Content::Answer(chosen)) => {
+                    notices.push(Notice::WayAnswered(Arc::clone(path), *from, chosen));
+                    return Ok((keypair, Opened::Nothing));
+                }
+                Some(Content::Superpacket { .. }) | None => {}
+            }
+        }
         self.authenticated(now, from, &keypair, notices);
         if packet.is_empty() {
             path.activity.packet_received(now);
-            return Ok(None);
+            return Ok((keypair, Opened::Nothing));
         }
         let inside = match InsideHeader::parse(packet) {
-            Ok(inside) => inside,
+            Ok(inside) => Some(inside),
+            Err(_) if Content::is_one(packet) => None,
             Err(reason) => {
                 path.activity.packet_received(now);
                 let probe = Probe::parse(suite, packet).ok_or(reason)?;
                 notices.push(Notice::Probe(Arc::clone(path), probe));
-                return Ok(None);
+                return Ok((keypair, Opened::Nothing));
             }
         };
         if path.activity.data_received(now) {
             notices.push(Notice::OwingReply(Arc::clone(path)));
         }
+        Ok((keypair, Opened::Packet(packet, inside)))
+    }
+
+    /// Cryptokey routing: the source of a packet must belong to the peer that it comes from; and its limits.
+    #[inline]
+    fn admit_inside(
+        &self,
+        now: Instant,
+        path: &Arc<Path>,
+        inside: InsideHeader,
+        packet: &[u8],
+        notices: &mut Vec<Notice>,
+    ) -> Result<InsideHeader, DropReason> {
         let table = self.table.load();
         if !table.path(inside.source).is_some_and(|owner| Arc::ptr_eq(owner, path)) {
             return Err(DropReason::SpoofedSource);
@@ -305,8 +434,30 @@ impl Forwarding {
             notices.extend(self.refusal(now, path, reason, &inside, packet));
             return Err(reason);
         }
-        ecn_decapsulate(ecn, packet)?;
-        Ok(Some(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN.saturating_add(inside.total_len)))
+        Ok(inside)
+    }
+
+    fn admit_from_stream(
+        &self,
+        now: Instant,
+        path: &Arc<Path>,
+        opened: &[u8],
+        inside: Option<InsideHeader>,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Arrived, DropReason> {
+        if let Some(inside) = inside {
+            let inside = self.admit_inside(now, path, inside, opened, notices)?;
+            let end = TRANSPORT_HEADER_LEN.saturating_add(inside.total_len);
+            return Ok(Arrived { packet: TRANSPORT_HEADER_LEN..end, segment_size: None });
+        }
+        let Some(Content::Superpacket { segment_size }) = Content::parse(opened) else {
+            return Err(DropReason::MalformedInside);
+        };
+        let packet = opened.get(SUPERPACKET_HEADER_LEN..).unwrap_or_default();
+        let inside = self.admit_inside(now, path, InsideHeader::parse(packet)?, packet, notices)?;
+        let start = TRANSPORT_HEADER_LEN.saturating_add(SUPERPACKET_HEADER_LEN);
+        let end = start.saturating_add(inside.total_len);
+        Ok(Arrived { packet: start..end, segment_size: Some(segment_size) })
     }
 
     /// Asks the limits of a peer that has some.
@@ -377,7 +528,7 @@ impl Forwarding {
         message: &Message<'_>,
         datagram: &[u8],
         notices: &mut Vec<Notice>,
-    ) -> Result<Option<Range<usize>>, DropReason> {
+    ) -> Result<(), DropReason> {
         let mac1_keys = self.mac1_keys.load();
         let verify_mac1 = || match mac1_keys.as_ref() {
             Some(keys) if keys.verify(suite, datagram) => Ok(()),
@@ -401,13 +552,13 @@ impl Forwarding {
                 }
                 true
             }
-            Message::Transport(_) => return Ok(None),
+            Message::Transport(_) => return Ok(()),
         };
         let mut bytes = [0; 148];
         bytes.get_mut(..datagram.len()).ok_or(DropReason::MalformedDatagram)?.copy_from_slice(datagram);
         let len = datagram.len() as u8;
         notices.push(Notice::Handshake(HandshakeDatagram { from: *from, bytes, len, proven }));
-        Ok(None)
+        Ok(())
     }
 
     /// A message without mac2 has zeros there, and most have none.

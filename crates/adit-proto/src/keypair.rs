@@ -129,6 +129,17 @@ impl Keypair {
         self.replay.lock().unwrap_or_else(PoisonError::into_inner).numbered()
     }
 
+    /// Whether [`Self::open`] would accept a message, as far as can be told without changing anything.
+    pub fn would_open(&self, now: Instant, counter: u64, message: &[u8]) -> bool {
+        if !self.is_usable(now) || counter >= REJECT_AFTER_MESSAGES {
+            return false;
+        }
+        let mut copy = message.to_vec();
+        let Some((header, rest)) = copy.split_first_chunk_mut::<TRANSPORT_HEADER_LEN>() else { return false };
+        let opens = self.opening.open(counter, associated_data(self.suite, header), rest).is_ok();
+        opens && self.replay.lock().unwrap_or_else(PoisonError::into_inner).would_accept(counter)
+    }
+
     /// Whether sending under this key calls for a new session (WireGuard paper section 6.2;
     /// the block limit holds for either role). True once, until [`Self::rekey_lost`].
     pub fn rekey_after_sending(&self, now: Instant) -> bool {

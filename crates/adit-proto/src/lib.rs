@@ -13,6 +13,7 @@
 pub mod aead;
 pub mod allowance;
 pub mod allowed_ips;
+pub mod content;
 pub mod cookie;
 pub mod endpoint;
 pub mod engine;

@@ -4,7 +4,7 @@
 //! - swapped by engine and lanes, the last one counts: endpoint. What answers a packet leaves before any notice of the
 //!   packet's origin arrives, and sent to where the peer was, it would make the peer move back in turn
 //! - locked: the staged packets, touched only while there is no usable keypair
-//! - relaxed atomics, written by lanes: [`Activity`] and the byte counters
+//! - relaxed atomics, written by lanes: [`Activity`] and the byte counters; by the engine: whether the carrier is chosen
 
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::collections::VecDeque;
@@ -42,6 +42,7 @@ pub struct Path {
     /// What the peer may use.
     pub allowance: Allowance,
     endpoint: ArcSwapOption<Endpoint>,
+    carrier_chosen: AtomicBool,
     current: ArcSwapOption<Keypair>,
     next: ArcSwapOption<Keypair>,
     staged: Mutex<VecDeque<Box<[u8]>>>,
@@ -96,6 +97,7 @@ impl Path {
             mtu: PathMtu::default(),
             allowance: Allowance::default(),
             endpoint: ArcSwapOption::empty(),
+            carrier_chosen: AtomicBool::new(false),
             current: ArcSwapOption::empty(),
             next: ArcSwapOption::empty(),
             staged: Mutex::default(),
@@ -159,6 +161,15 @@ impl Path {
         self.endpoint.store(endpoint.map(Arc::new));
     }
 
+    /// Whether messages that come by another carrier leave the endpoint where it is.
+    pub(crate) fn set_carrier_chosen(&self, chosen: bool) {
+        self.carrier_chosen.store(chosen, Relaxed);
+    }
+
+    pub(crate) fn is_carrier_chosen(&self) -> bool {
+        self.carrier_chosen.load(Relaxed)
+    }
+
     /// An authenticated packet came from `endpoint`: that is where the peer is. True when the peer moved, false
     /// when at most our own side of the way is another.
     pub(crate) fn heard_from(&self, endpoint: &Endpoint) -> bool {
@@ -167,6 +178,9 @@ impl Path {
             self.set_endpoint(Some(*endpoint));
             return true;
         };
+        if before.carrier != endpoint.carrier && self.carrier_chosen.load(Relaxed) {
+            return false;
+        }
         if before != *endpoint {
             self.set_endpoint(Some(*endpoint));
         }
@@ -270,6 +284,11 @@ impl Activity {
     /// The engine has the timer for an owed reply running.
     pub(crate) fn owing_timer_runs_on(&self) {
         self.owing_timer_runs.store(true, SeqCst);
+    }
+
+    /// Since when data is unanswered.
+    pub fn awaiting_reply_since(&self) -> Option<Instant> {
+        instant(self.awaiting_reply_since.load(Relaxed))
     }
 
     /// When the last packet went either way.

@@ -81,6 +81,12 @@ drop_reasons! {
     QueueFull => "queue_full",
     /// The socket's receive buffer was full: the host dropped the datagram before we saw it.
     ReceiveOverflow => "receive_overflow",
+    /// What waited for a slow connection was more than may wait, and the oldest went.
+    StreamFull => "stream_full",
+    /// A packet waited longer for a slow connection than it would be of use.
+    StreamLate => "stream_late",
+    /// The connection that led to the peer is gone.
+    StreamGone => "stream_gone",
     /// The host refused to send the datagram.
     SendFailed => "send_failed",
     /// The TUN device refused the packet.

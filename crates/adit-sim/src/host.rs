@@ -169,7 +169,12 @@ impl Host {
             }
             Command::RemovePeer(key) => drop(self.peers.remove(key)),
             Command::RemoveAllPeers => self.peers.clear(),
-            Command::SetPrivateKey(None) | Command::Initiate(_) | Command::Reconnect(_) => {}
+            Command::SetPrivateKey(None)
+            | Command::Initiate(_)
+            | Command::Reconnect(_)
+            | Command::Move(..)
+            | Command::Restart(..)
+            | Command::Challenge(..) => {}
         }
         self.engine.handle_command(self.clock(now), command);
         self.poll(now);

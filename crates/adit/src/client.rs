@@ -23,11 +23,12 @@ use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
-use crate::config::{ClientSettings, InterfaceName, Layers, Mtu, Origin};
+use crate::config::{CarrierChoice, ClientSettings, InterfaceName, Layers, Mtu, Origin};
 use crate::control::{self, Answer, ControlError, Verb};
 use crate::daemon::{self, PidFile, Readiness, Start, Watchdog};
 use crate::device;
-use crate::driver::{self, DriverConfig};
+use crate::dial::{self, Dial, Target};
+use crate::driver::{self, Driver, DriverConfig};
 use crate::endpoint::{self, ResolveError};
 use crate::events::EventLog;
 use crate::gateway::{IPV6_OFF, prefix_of, start_metrics};
@@ -211,7 +212,9 @@ impl Client {
         let reached = resolve_peers(&file.peers)?;
         hook::run(&file.interface.hooks, HookTime::PreUp, interface)?;
 
+        let mut targets = dial::targets(&file, &reached, settings)?;
         let (mut plan, fwmark) = plan(interface, &file, &reached, ipv6, block)?;
+        targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
         let tun = Tun::create(&TunConfig {
             name: Some(interface.to_owned()),
             queues: driver::lanes_auto(),
@@ -239,7 +242,7 @@ impl Client {
         // Not before: the firewall takes an answer only to what it has seen leave.
         instance.driver.apply(introduction(&file, &reached, &before));
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
-        instance.driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
+        instance.dial = start_to_reach(&instance.driver, settings, &reached, targets)?;
         let metrics = start_metrics(&instance, settings.metrics)?;
         Ok(Self { metrics, guard, socket, instance, file, heard, unsaved: true, pid_file })
     }
@@ -314,6 +317,27 @@ impl Client {
         drop(pid_file);
         undone.map(drop).context("the host could not be put back completely; `adit down` tries again")
     }
+}
+
+/// Begins with the handshakes, over UDP or over what the dial finds.
+pub(crate) fn start_to_reach(
+    driver: &Driver,
+    settings: &ClientSettings,
+    reached: &[Reached],
+    targets: Vec<Target>,
+) -> std::io::Result<Option<Dial>> {
+    // A proxy carries no datagrams, and whoever names one wants to go through it.
+    let choice = match settings.carrier {
+        CarrierChoice::Auto if settings.via.is_some() => CarrierChoice::Tls,
+        choice => choice,
+    };
+    if matches!(choice, CarrierChoice::Auto | CarrierChoice::Udp) {
+        driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
+    }
+    if targets.is_empty() {
+        return Ok(None);
+    }
+    Dial::start(driver, choice, targets).map(Some)
 }
 
 fn warn_about(outcome: anyhow::Result<()>) {

@@ -10,13 +10,14 @@
 mod invited;
 mod peers;
 mod reach;
+mod streams;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use adit_host::{GatewayHost, Guard, Listener, Passage, Plan, Transport};
+use adit_host::{GatewayHost, Guard, Passage, Plan};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::Command;
@@ -41,10 +42,13 @@ use crate::privilege;
 use crate::quota::QuotaFile;
 use crate::socket::PrivateSocket;
 use crate::status::Role;
+use crate::stream::Door;
 
 use self::invited::Invited;
+use self::streams::{door_plan, listeners};
 
 pub use peers::prefix_of;
+pub use streams::stream_offer;
 
 /// Runs the gateway of `home` in the foreground until SIGTERM, SIGINT or `adit down`.
 ///
@@ -88,6 +92,7 @@ pub fn plan_of(home: &Home, layers: &Layers) -> anyhow::Result<(String, Plan)> {
 // The order of the fields is the order in which they go when opening fails half-way: the host is put
 // back while the device is there.
 struct Gateway {
+    door: Option<Door>,
     inside_api: InsideApi,
     metrics: Option<Metrics>,
     guard: Guard,
@@ -133,6 +138,11 @@ const LIVE: &[&str] = &[
     "gateway.inside_api",
     "gateway.metrics",
     "gateway.metrics_beyond_loopback",
+    "gateway.stream",
+    "gateway.stream_certificate",
+    "gateway.stream_key",
+    "gateway.stream_web",
+    "gateway.stream_path",
     "ip.services",
     "log.level",
 ];
@@ -184,7 +194,12 @@ impl Gateway {
         let inside_api = InsideApi::start(&instance.driver.forwarding(), wanted, Some(office))
             .context("cannot start the inside API")?;
         let metrics = start_metrics(&instance, config.gateway.metrics)?;
+        let door = match door_plan(home, &config, port) {
+            Some(plan) => Some(Door::open(plan, instance.driver.forwarding(), instance.driver.streams())?),
+            None => None,
+        };
         Ok(Self {
+            door,
             inside_api,
             metrics,
             guard,
@@ -330,10 +345,23 @@ impl Gateway {
                 Err(error) => tracing::error!("{error:#}"),
             }
         }
+        self.change_door(&new, port)?;
         warn_of_default_routes(&new.peers, &self.config.peers);
         warn_of_unknown_names(&new);
         self.config = new;
         Ok(Changes { needs_restart, ..changes })
+    }
+
+    fn change_door(&mut self, new: &Config, port: u16) -> anyhow::Result<()> {
+        match (door_plan(&self.home, new, port), &self.door) {
+            (Some(plan), Some(door)) => door.change(plan),
+            (Some(plan), None) => {
+                let driver = &self.instance.driver;
+                self.door = Some(Door::open(plan, driver.forwarding(), driver.streams())?);
+            }
+            (None, _) => self.door = None,
+        }
+        Ok(())
     }
 
     fn change_socket(&self, new: &Config) -> anyhow::Result<()> {
@@ -374,9 +402,9 @@ impl Gateway {
     fn close(mut self) -> anyhow::Result<()> {
         self.count_quotas();
         self.quota.save(true);
-        let Self { inside_api, metrics, guard, socket, instance, mut heard, .. } = self;
+        let Self { door, inside_api, metrics, guard, socket, instance, mut heard, .. } = self;
         drop(socket);
-        drop((inside_api, metrics));
+        drop((door, inside_api, metrics));
         heard.save(&instance.driver.snapshot().peers, true);
         let undone = guard.undo();
         instance.ends();
@@ -504,7 +532,7 @@ fn plan(config: &Config, invited: &Invited, port: u16, mtu_bytes: u32) -> Plan {
         addresses: carried(gateway.addresses()),
         mtu_bytes,
         routes: carried(routes),
-        listeners: vec![Listener { transport: Transport::Udp, port }],
+        listeners: listeners(config, port),
         services: inside_api(config),
         invited: invited.addresses(),
         masquerade: gateway.masquerade,

@@ -17,6 +17,7 @@ use self::pulse::Pulse;
 use crate::config::PeerLimits;
 use crate::control::{Answer, Asked, Verb};
 use crate::daemon::Signal;
+use crate::dial::Dial;
 use crate::driver::{Driver, DriverEvent};
 use crate::endpoint::{self, Endpoints};
 use crate::events::{Event as Record, EventLog, Leaving};
@@ -65,6 +66,8 @@ pub struct Instance {
     pub limits: HashMap<PublicKey, PeerLimits>,
     /// What the gateway lets us use.
     pub grant: Option<Grant>,
+    /// What chooses how a gateway is reached, where that is to be chosen.
+    pub dial: Option<Dial>,
     /// Where the inside APIs of peers answer, as far as known.
     pub inside_apis: HashMap<PublicKey, Vec<SocketAddr>>,
     /// What keeps the host as it should be.
@@ -114,6 +117,7 @@ impl Instance {
             events: driver.events(),
             answers: endpoints.answers(),
             endpoints,
+            dial: None,
             driver,
         }
     }
@@ -220,7 +224,11 @@ impl Instance {
     }
 
     fn happened(&mut self, event: DriverEvent) -> Option<Wake> {
+        if let Some(dial) = &self.dial {
+            dial.tell(&event);
+        }
         match event {
+            DriverEvent::StreamEnded(_) => None,
             DriverEvent::DeviceGone => {
                 Some(Wake::Failed(format!("the device {} was removed", self.interface)))
             }
@@ -232,6 +240,7 @@ impl Instance {
     fn note(&mut self, event: &Event) -> Option<Wake> {
         match event {
             Event::SessionEstablished { peer, endpoint, handshake_time } => {
+                let by_udp = endpoint.carrier == Carrier::Udp;
                 let (name, carrier, endpoint) = (self.name_of(peer), endpoint.carrier, endpoint.remote);
                 let is_new = !self.heard.contains_key(peer);
                 if is_new {
@@ -243,7 +252,7 @@ impl Instance {
                         peer: name.clone(),
                         public_key: keys::public_text(peer),
                         endpoint: endpoint.to_string(),
-                        carrier: carrier_name(carrier).to_owned(),
+                        carrier: self.driver.streams().name_of(carrier).to_owned(),
                     });
                 }
                 match (handshake_time, is_new) {
@@ -253,17 +262,22 @@ impl Instance {
                     (None, true) => tracing::info!(peer = name, %endpoint, "session established"),
                     (_, false) => tracing::debug!(peer = name, %endpoint, "session renewed"),
                 }
-                self.endpoints.heard(peer, endpoint);
+                if by_udp {
+                    self.endpoints.heard(peer, endpoint);
+                }
                 return Some(Wake::Heard);
             }
             Event::Roamed { peer, endpoint } => {
-                let endpoint = endpoint.remote;
+                let (carrier, endpoint) = (endpoint.carrier, endpoint.remote);
                 if self.heard.contains_key(peer) {
-                    tracing::info!(peer = self.name_of(peer), %endpoint, "peer moved");
+                    tracing::info!(peer = self.name_of(peer), %endpoint, carrier = carrier.name(), "peer moved");
                 }
-                self.endpoints.heard(peer, endpoint);
+                if carrier == Carrier::Udp {
+                    self.endpoints.heard(peer, endpoint);
+                }
                 return Some(Wake::Heard);
             }
+            Event::WayAnswered { .. } => {}
             Event::EndpointSilent { peer, attempts } => {
                 tracing::debug!(peer = self.name_of(peer), attempts, "no answer to handshakes so far");
                 self.endpoints.silent(peer);
@@ -313,6 +327,9 @@ impl Instance {
     fn resolved(&mut self, answer: Option<endpoint::Answer>) {
         let Some((peer, address)) = answer.and_then(|answer| self.endpoints.answered(answer)) else { return };
         tracing::info!(peer = self.name_of(&peer), %address, "trying another endpoint");
+        if self.dial.as_ref().is_some_and(|dial| dial.has_moved(&peer, address)) {
+            return;
+        }
         let mut update = PeerUpdate::new(peer);
         update.update_only = true;
         update.endpoint = Some(adit_proto::endpoint::Endpoint::udp(address));
@@ -365,7 +382,7 @@ impl Instance {
             public_key: keys::public_text(&peer.public_key),
             name: self.names.get(&peer.public_key).and_then(|(_, name)| name.clone()),
             endpoint: peer.endpoint.map(|endpoint| endpoint.remote.to_string()),
-            carrier: peer.endpoint.map(|endpoint| carrier_name(endpoint.carrier).to_owned()),
+            carrier: peer.endpoint.map(|endpoint| self.driver.streams().name_of(endpoint.carrier).to_owned()),
             local: peer.endpoint.and_then(|endpoint| endpoint.local).map(|local| local.to_string()),
             connected_since_unix_secs: self.heard.get(&peer.public_key).copied(),
             suite: peer.suite.name().to_owned(),
@@ -389,15 +406,6 @@ impl Instance {
             has_session: peer.has_session,
             path_mtu_bytes: peer.path_mtu,
         }
-    }
-}
-
-/// The name of a carrier, as `status` and the metrics have it.
-fn carrier_name(carrier: Carrier) -> &'static str {
-    match carrier {
-        Carrier::Udp => "udp",
-        Carrier::Tcp(_) => "tcp",
-        Carrier::Tls(_) => "tls",
     }
 }
 

@@ -201,7 +201,7 @@ fn make(
         address,
         inside_api: api.context("the gateway has no IPv4 address inside")?,
         others: Vec::new(),
-        tls_pin: None,
+        tls_pin: crate::gateway::stream_offer(home, &config)?.pin_bytes(),
         server_name: None,
     };
     Ok((url.to_text(), expires))

@@ -9,9 +9,11 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::config::stream::parse_tls_pin;
 use crate::config::wgquick::{Interface, PeerSection, WgQuick};
-use crate::config::{Config, Peer, PeerName, parse_suite};
+use crate::config::{Config, Peer, PeerName, ProfileSetting, parse_suite};
 use crate::endpoint::HostPort;
+use crate::gateway::stream_offer;
 use crate::home::Home;
 use crate::invite::Terms;
 use crate::keys::{self, SecretText};
@@ -44,6 +46,8 @@ pub struct Lease {
     pub persistent_keepalive_secs: u16,
     /// Where the inside API of the gateway answers.
     pub inside_api: Vec<SocketAddr>,
+    /// What its certificate is recognised by, where it takes connections.
+    pub tls_pin: Option<String>,
 }
 
 impl Lease {
@@ -73,6 +77,7 @@ impl Lease {
             dns: terms.dns.clone(),
             persistent_keepalive_secs: CLIENT_KEEPALIVE_SECS,
             inside_api: config.gateway.inside_api(),
+            tls_pin: tls_pin_of(home, config),
         })
     }
 
@@ -81,6 +86,9 @@ impl Lease {
         let mut interface = Interface::new(private_key);
         interface.addresses = self.addresses.iter().map(|&address| address.into()).collect();
         interface.dns.clone_from(&self.dns);
+        if let Some(pin) = &self.tls_pin {
+            interface.settings.push(ProfileSetting::new("tls_pin", pin));
+        }
         let mut gateway = PeerSection::new(self.gateway);
         gateway.name = Some("gateway".parse()?);
         gateway.suite = self.suite;
@@ -109,6 +117,7 @@ impl Lease {
             dns: self.dns.clone(),
             persistent_keepalive_secs: self.persistent_keepalive_secs,
             inside_api: self.inside_api.clone(),
+            tls_pin: self.tls_pin.clone(),
         };
         let entries = self.allowed_ips.len() + self.dns.len() + 16;
         let mut text = Zeroizing::new(Vec::with_capacity(1024 + 64 * entries));
@@ -141,6 +150,7 @@ impl Lease {
             dns: page.dns,
             persistent_keepalive_secs: page.persistent_keepalive_secs,
             inside_api: page.inside_api,
+            tls_pin: page.tls_pin.map(|pin| parse_tls_pin(&pin)).transpose()?,
         })
     }
 }
@@ -157,6 +167,17 @@ pub fn endpoint_of(home: &Home, config: &Config) -> anyhow::Result<HostPort> {
             path.display()
         )
     })
+}
+
+/// A peer gets on without: it is reached over UDP and TCP.
+fn tls_pin_of(home: &Home, config: &Config) -> Option<String> {
+    match stream_offer(home, config) {
+        Ok(offer) => offer.tls_pin,
+        Err(error) => {
+            tracing::warn!("the profile has no pin for TLS: {error:#}");
+            None
+        }
+    }
 }
 
 /// The suites that this host speaks well, the best first.
@@ -198,6 +219,8 @@ struct Page {
     persistent_keepalive_secs: u16,
     #[serde(default)]
     inside_api: Vec<SocketAddr>,
+    #[serde(default)]
+    tls_pin: Option<String>,
 }
 
 #[cfg(test)]

@@ -103,7 +103,7 @@ pub struct PeerReport {
     pub name: Option<String>,
     /// Where it is.
     pub endpoint: Option<String>,
-    /// What carries its messages.
+    /// What carries its messages: `udp`, `tcp`, `tls`, `ws` or `wss`.
     #[serde(default)]
     pub carrier: Option<String>,
     /// Our own address on the way there.
@@ -297,6 +297,7 @@ pub(super) mod tests {
         let silent = PeerReport {
             name: None,
             endpoint: None,
+            carrier: None,
             last_handshake_secs_ago: None,
             handshake_rtt_micros: None,
             has_session: false,

@@ -131,6 +131,7 @@ impl Device {
                 },
                 recv(events) -> event => match event {
                     Ok(DriverEvent::Protocol(event)) => tracing::debug!(?event),
+                    Ok(DriverEvent::StreamEnded(_)) => {}
                     Ok(DriverEvent::DeviceGone) => {
                         tracing::info!(interface = self.name, "the device was removed");
                         return Ok(());

@@ -1,6 +1,7 @@
 //! Carriers: the outside edge of the tunnel.
 
 mod receive;
+pub mod stream;
 mod udp;
 
 use std::io;

@@ -188,6 +188,32 @@ impl Tun {
         self.write_vectored(&[IoSlice::new(&VnetHeader::NONE.to_bytes()), IoSlice::new(packet)])
     }
 
+    /// Writes a superpacket that somebody else has put together: whole where the device takes it, else packet by packet.
+    /// How many packets the device refused.
+    ///
+    /// # Errors
+    /// [`ReadError::Malformed`] when it is none.
+    pub fn write_superpacket(&mut self, packet: &mut [u8], segment_size: u16) -> Result<u64, ReadError> {
+        let (inside, vnet) = Inside::of_superpacket(packet, segment_size)?;
+        let packet = packet.get(..inside.len()).unwrap_or_default();
+        let is_udp = vnet.gso_type == VnetHeader::GSO_UDP_L4;
+        let whole = match self.offload() {
+            Offload::TcpUdp => true,
+            Offload::Tcp => !is_udp,
+            Offload::Checksum | Offload::None => false,
+        };
+        if whole && self.write_vectored(&[IoSlice::new(&vnet.to_bytes()), IoSlice::new(packet)]).is_ok() {
+            return Ok(0);
+        }
+        let mut segments = inside.segments(packet);
+        let mut segment = vec![0; segments.stride()];
+        let mut failed = 0;
+        while let Some(len) = segments.next(&mut segment) {
+            failed += u64::from(self.write(segment.get(..len).unwrap_or_default()).is_err());
+        }
+        Ok(failed)
+    }
+
     /// Writes one packet or superpacket, in pieces; the first is its [`VnetHeader`], which a plain queue skips.
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<()> {
         match self {

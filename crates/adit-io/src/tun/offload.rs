@@ -67,6 +67,52 @@ impl Inside {
         Ok(Self { header, work })
     }
 
+    /// What a superpacket is that somebody else has put together, and the header to write it to a device with. Nothing
+    /// but the size of its segments is taken from there: lengths and the sum of the pseudo header are made anew.
+    ///
+    /// # Errors
+    /// [`ReadError::Malformed`] when the packet is no TCP or UDP packet that can be cut into such segments.
+    pub fn of_superpacket(packet: &mut [u8], segment_size: u16) -> Result<(Self, VnetHeader), ReadError> {
+        const BAD: ReadError = ReadError::Malformed;
+        let header = InsideHeader::parse(packet).map_err(|_| BAD)?;
+        let packet = packet.get_mut(..header.total_len).ok_or(BAD)?;
+        let version = Version::of(packet).ok_or(BAD)?;
+        let (protocol, at) = transport(packet).ok_or(BAD)?;
+        let (gso_type, csum_offset) = match (protocol, version) {
+            (TCP, Version::V4) => (VnetHeader::GSO_TCPV4, 16),
+            (TCP, Version::V6) => (VnetHeader::GSO_TCPV6, 16),
+            (UDP, _) => (VnetHeader::GSO_UDP_L4, 6),
+            _ => return Err(BAD),
+        };
+        let congestion = protocol == TCP && packet.get(at + 13).is_some_and(|flags| flags & CWR != 0);
+        let vnet = VnetHeader {
+            flags: VnetHeader::NEEDS_CSUM,
+            gso_type: gso_type | if congestion { VnetHeader::GSO_ECN } else { 0 },
+            hdr_len: 0,
+            gso_size: segment_size,
+            csum_start: u16::try_from(at).map_err(|_| BAD)?,
+            csum_offset,
+        };
+        let inside = Self::parse(&vnet, packet)?;
+        let Work::Segments(segments) = inside.work else { return Err(BAD) };
+        let len = packet.len();
+        set_total_len(version, packet, len);
+        if protocol == UDP {
+            put_u16(packet, at + 4, (len - at) as u16);
+        }
+        let pseudo = pseudo_header(version, packet, protocol, len - at).partial();
+        put(packet, at + usize::from(csum_offset), pseudo);
+        Ok((inside, VnetHeader { hdr_len: segments.headers_len, ..vnet }))
+    }
+
+    /// Payload bytes of every packet but the last, when it is a superpacket.
+    pub const fn segment_size(&self) -> Option<u16> {
+        match &self.work {
+            Work::Segments(segments) => Some(segments.payload_len),
+            Work::Complete | Work::Checksum { .. } => None,
+        }
+    }
+
     /// The IP header of the packet; every segment has its addresses and ECN field.
     pub const fn header(&self) -> &InsideHeader {
         &self.header

@@ -30,10 +30,11 @@ impl Engine {
         if attempt == Attempt::First && retransmit.is_some_and(|deadline| deadline > clock.now) {
             return;
         }
-        if attempt == Attempt::First && peer.attempt_started.is_none() {
+        if attempt != Attempt::Retry && peer.attempt_started.is_none() {
             peer.attempts = 0;
         }
-        if let Some(sent) = peer.last_initiation_sent.filter(|&sent| clock.now.since(sent) < REKEY_TIMEOUT) {
+        let recent = |sent: &_| clock.now.since(*sent) < REKEY_TIMEOUT && attempt != Attempt::Elsewhere;
+        if let Some(sent) = peer.last_initiation_sent.filter(recent) {
             peer.attempt_started.get_or_insert(clock.now);
             self.set_timer(id, Timer::RetransmitHandshake, sent.saturating_add(REKEY_TIMEOUT));
             return;

@@ -14,6 +14,7 @@ mod receivers;
 mod session;
 #[cfg(test)]
 mod tests;
+mod way;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -130,6 +131,21 @@ impl Engine {
                     self.send_initiation(clock, id, Attempt::First);
                 }
             }
+            Command::Move(public_key, endpoint) => {
+                if let Some(&id) = self.by_key.get(&public_key) {
+                    self.move_peer(clock, id, endpoint);
+                }
+            }
+            Command::Restart(public_key, endpoint) => {
+                if let Some(&id) = self.by_key.get(&public_key) {
+                    self.restart_peer(clock, id, endpoint);
+                }
+            }
+            Command::Challenge(public_key, endpoint, chosen) => {
+                if let Some(&id) = self.by_key.get(&public_key) {
+                    self.send_challenge(clock.now, id, endpoint, chosen);
+                }
+            }
         }
     }
 
@@ -150,6 +166,12 @@ impl Engine {
             Notice::Probe(path, probe) => self.take_probe(clock.now, &path, probe),
             Notice::Refused(path, error) => self.tell_refused(clock, &path, &error),
             Notice::Handshake(datagram) => self.consume(clock, &datagram),
+            Notice::Challenged(keypair, from, chosen) => self.answer_challenge(&keypair, from, chosen),
+            Notice::WayAnswered(path, endpoint, chosen) => {
+                if self.id_of(&path).is_some() {
+                    self.tell(Event::WayAnswered { peer: path.public_key, endpoint, chosen });
+                }
+            }
         }
     }
 
@@ -239,6 +261,9 @@ impl Engine {
             peer.path.set_endpoint(Some(endpoint));
             peer.attempts = 0;
         }
+        if let (Some(chosen), Some(peer)) = (update.carrier_chosen, self.peer_mut(id)) {
+            peer.path.set_carrier_chosen(chosen);
+        }
         if let Some(peer) = self.peer_mut(id) {
             peer.timestamps.sent = peer.timestamps.sent.max(update.timestamps.sent);
             peer.timestamps.received = peer.timestamps.received.max(update.timestamps.received);
@@ -282,6 +307,7 @@ impl Engine {
         let Some(peer) = self.peer_mut(id) else { return };
         let path = Path::new(id, peer.path.public_key, suite);
         path.set_endpoint(peer.path.endpoint());
+        path.set_carrier_chosen(peer.path.is_carrier_chosen());
         let mut fresh = Peer::new(Arc::new(path));
         fresh.preshared_key = peer.preshared_key.clone();
         fresh.persistent_keepalive_secs = peer.persistent_keepalive_secs;
@@ -427,4 +453,6 @@ impl Engine {
 enum Attempt {
     First,
     Retry,
+    /// By a way that no initiation has gone yet: the last one's age does not matter.
+    Elsewhere,
 }

@@ -239,7 +239,7 @@ impl Engine {
     }
 
     /// Sends an empty message, or starts a handshake that will.
-    fn send_keepalive(&mut self, clock: Clock, id: PeerId) {
+    pub(super) fn send_keepalive(&mut self, clock: Clock, id: PeerId) {
         let Some(peer) = self.peer(id) else { return };
         let path = Arc::clone(&peer.path);
         if path.endpoint().is_none() || self.identity.is_none() || peer.shut.is_some() {

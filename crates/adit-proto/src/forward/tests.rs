@@ -147,6 +147,8 @@ fn kinds(notices: &[Notice]) -> Vec<&'static str> {
         Notice::Probe(..) => "probe",
         Notice::Refused(..) => "refused",
         Notice::Handshake(_) => "handshake",
+        Notice::Challenged(..) => "challenged",
+        Notice::WayAnswered(..) => "way answered",
     };
     notices.iter().map(kind).collect()
 }

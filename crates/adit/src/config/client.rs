@@ -14,13 +14,19 @@ use std::sync::LazyLock;
 
 use clap::builder::{NonEmptyStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use zeroize::Zeroizing;
 
 use super::diagnostic::{Complaint, Place, Report, Source};
 use super::raw::{KEYS, Key, Kind, Layers, Origin, Raw, RawConfig};
 use super::reader::Reader;
+use super::stream::{
+    TlsVerify, Via, parse_sni, parse_stream_path, parse_tls_pin, parse_tls_verify, parse_via,
+    parse_via_password,
+};
 use super::value::{choice, parse_metrics, parse_switch};
 use super::wgquick::WgQuick;
 use super::{Setting, read_source};
+use crate::endpoint::HostPort;
 use crate::home::Home;
 
 macro_rules! client_settings {
@@ -62,6 +68,20 @@ client_settings! {
     metrics: Option<SocketAddr> = setting parse_metrics,
     /// Whether that may be an address that others reach.
     metrics_beyond_loopback: bool = setting parse_switch,
+    /// A proxy on the way to the gateway.
+    via: Option<Via> = optional parse_via,
+    /// What proves us to the proxy.
+    via_password: Option<Zeroizing<String>> = optional parse_via_password,
+    /// The host name that TLS asks for.
+    sni: Option<String> = optional parse_sni,
+    /// How TLS knows the gateway.
+    tls_verify: TlsVerify = setting parse_tls_verify,
+    /// The pin of the gateway's certificate.
+    tls_pin: Option<String> = optional parse_tls_pin,
+    /// Where connections go, when not to the endpoint of the profile.
+    stream_endpoint: Option<HostPort> = optional parse_host_port,
+    /// Where the WebSocket is.
+    stream_path: Option<String> = optional parse_stream_path,
 }
 
 /// Keys of `up` alone: they change the host, or are for a service.
@@ -103,6 +123,14 @@ pub fn parse_kill_switch(text: &str) -> Result<KillSwitch, Complaint> {
     choice(text, &[("auto", KillSwitch::Auto), ("on", KillSwitch::On), ("off", KillSwitch::Off)])
 }
 
+/// A host and a port.
+///
+/// # Errors
+/// Anything else.
+fn parse_host_port(text: &str) -> Result<HostPort, Complaint> {
+    text.parse()
+}
+
 /// "auto" or the name of a carrier.
 ///
 /// # Errors
@@ -121,6 +149,20 @@ pub fn parse_carrier(text: &str) -> Result<CarrierChoice, Complaint> {
 }
 
 impl ClientSettings {
+    /// What `layers`, then `profile` say, where there is no `adit.toml`.
+    ///
+    /// # Errors
+    /// Every error there is, with its place.
+    pub fn of_profile(layers: &Layers, profile: &WgQuick) -> Result<Self, Report> {
+        let source = Source::new("client settings", "");
+        let mut raw = RawConfig::read(&source, Path::new("."), &layers.of_section("client"));
+        raw.put_profile(&profile.interface.settings);
+        let mut reader = Reader::new(raw);
+        let taken = take(&mut reader);
+        let (report, settings) = reader.finish();
+        report.into_result(taken.map(|taken| Self { settings, ..taken }))
+    }
+
     /// What `layers`, then `profile`, then `[client]` of the `adit.toml` of `home` (where there is one) say. The file
     /// needs no gateway in it.
     ///
@@ -159,6 +201,13 @@ pub struct ProfileSetting {
     pub value: String,
     /// The file and the line in it.
     pub place: (String, usize),
+}
+
+impl ProfileSetting {
+    /// What this program says itself, in a profile that it makes.
+    pub fn new(name: &'static str, value: &str) -> Self {
+        Self { name, value: value.to_owned(), place: (String::new(), 0) }
+    }
 }
 
 /// Where it was said is no part of what was said.

@@ -20,6 +20,7 @@ mod raw;
 pub mod reach;
 mod reader;
 mod service_url;
+pub mod stream;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -46,6 +47,7 @@ pub use self::raw::{KEYS, Key, Kind, Layers, Origin, RawConfig};
 use self::reach::Reach;
 pub(crate) use self::reader::parse_tag;
 pub use self::service_url::ServiceUrl;
+pub use self::stream::StreamSettings;
 pub use self::value::{Lanes, Mtu, Offload, parse_fwmark, parse_keepalive, parse_lanes, parse_log_format};
 pub use self::value::{
     parse_inside_api, parse_log_level, parse_mtu, parse_offload, parse_suite, parse_switch,
@@ -108,6 +110,8 @@ pub struct Gateway {
     pub inside_api: Option<NonZeroU16>,
     /// Where metrics are told; `None` is off.
     pub metrics: Option<SocketAddr>,
+    /// What is done with connections.
+    pub stream: StreamSettings,
 }
 
 /// A peer of the gateway.

@@ -16,6 +16,7 @@ use super::network::{parse_allowed_ip, parse_lease, parse_network, parse_network
 use super::raw::{Item, KEYS, Raw, RawConfig, RawPeer, find};
 use super::reach::{Exposure, Reach, Transport};
 use super::service_url::ServiceUrl;
+use super::stream::{self, StreamSettings};
 use super::value::{
     number, parse_event_level, parse_fwmark, parse_inside_api, parse_keepalive, parse_lanes,
     parse_log_format, parse_log_level, parse_metrics, parse_mtu, parse_offload, parse_rotate_keep,
@@ -124,6 +125,7 @@ impl Reader {
         let metrics = self.setting("gateway.metrics", parse_metrics);
         let beyond = self.setting("gateway.metrics_beyond_loopback", parse_switch);
         self.check_metrics(metrics.flatten(), beyond.unwrap_or_default(), metrics_place);
+        let stream = self.stream_settings();
         if let (Some(port), Some(Some(inside))) = (listen_port, inside_api)
             && port == inside.get()
         {
@@ -160,7 +162,28 @@ impl Reader {
             lanes: lanes?,
             inside_api: inside_api?,
             metrics: metrics?,
+            stream: stream?,
         })
+    }
+
+    fn stream_settings(&mut self) -> Option<StreamSettings> {
+        let listen = self.words("gateway.stream", stream::parse_stream_listen);
+        let place = self.place("gateway.stream_certificate");
+        let certificate = self.optional("gateway.stream_certificate", stream::parse_file);
+        let key = self.optional("gateway.stream_key", stream::parse_file);
+        let web = self.setting("gateway.stream_web", stream::parse_web);
+        let path = self.optional("gateway.stream_path", stream::parse_stream_path);
+        let certificate = match (certificate?, key?) {
+            (Some(chain), Some(key)) => Some((chain, key)),
+            (None, None) => None,
+            _ => {
+                let fix = "name both `stream_certificate` and `stream_key`, or neither";
+                let complaint = Complaint::new("a certificate is of use only with its key", fix);
+                self.raw.report.push(place, complaint);
+                return None;
+            }
+        };
+        Some(StreamSettings { listen: listen?, certificate, web: web?, path: path? })
     }
 
     fn ip_services(&mut self) -> Option<Vec<ServiceUrl>> {

@@ -18,6 +18,7 @@ use super::mailbox::{Inbox, Mailbox};
 use super::order::{LaneHandle, Order};
 use super::outgoing::count_drops;
 use super::stack_lane::StackLane;
+use super::streams::Streams;
 use super::{DriverConfig, DriverEvent, Snapshot, StackConfig};
 
 /// What the program asks of the engine thread; the answer goes back through the sender.
@@ -31,6 +32,8 @@ pub(super) enum Request {
 
 /// The thread looks at its timers at least this often: a timed wait does not see time pass in suspend.
 const MAX_SLEEP: Duration = Duration::from_secs(5);
+/// How long connections that had their time may stay.
+const SWEEP: Duration = Duration::from_secs(1);
 /// Notices taken in before timers and handshake messages get their turn.
 const NOTICES_PER_TURN: usize = 256;
 /// Handshake messages taken in of each queue before anything else gets its turn.
@@ -42,6 +45,7 @@ pub(super) struct EngineThread {
     port: Port,
     config: UdpConfig,
     lanes: Vec<LaneHandle>,
+    streams: Arc<Streams>,
     inbox: Inbox,
     events: Sender<DriverEvent>,
     tun_offload: Offload,
@@ -68,16 +72,20 @@ impl EngineThread {
         let mut link = LinkMonitor::new(first.index()).ok();
         let carriers = UdpCarrier::bind_lanes(&config, driver.tun.len())?;
         let port = clone_of(&carriers)?;
+        let streams = Arc::new(Streams::default());
         let mut lanes = Vec::new();
         let mut handles = Vec::new();
         for (tun, carrier) in driver.tun.into_iter().zip(carriers) {
             let handle = LaneHandle::new()?;
             handles.push(handle.clone());
             let forwarding = Arc::clone(&forwarding);
-            let edges = Edges { tun, port: Port::Udp(carrier), link: link.take() };
+            let streams = Arc::clone(&streams);
+            let edges = Edges { tun, port: Port::Udp(carrier), streams, link: link.take() };
             lanes.push(Lane::new(edges, forwarding, mailbox.clone(), handle, events.clone())?);
         }
-        let thread = Self { engine, forwarding, port, config, lanes: handles, inbox, events, tun_offload };
+        streams.set_lanes(&handles);
+        let thread =
+            Self { engine, forwarding, port, config, lanes: handles, streams, inbox, events, tun_offload };
         Ok((thread, lanes))
     }
 
@@ -95,20 +103,26 @@ impl EngineThread {
         let port = clone_of(&carriers)?;
         let carrier = carriers.pop().ok_or_else(|| io::Error::other("a tunnel needs a port"))?;
         let handle = LaneHandle::new()?;
+        let streams = Arc::new(Streams::default());
+        streams.set_lanes(std::slice::from_ref(&handle));
         let lane = StackLane::new(
             driver.stack,
-            Port::Udp(carrier),
+            (Port::Udp(carrier), Arc::clone(&streams)),
             Arc::clone(&forwarding),
             mailbox,
             handle.clone(),
             events.clone(),
         )?;
         let (lanes, tun_offload) = (vec![handle], Offload::None);
-        Ok((Self { engine, forwarding, port, config, lanes, inbox, events, tun_offload }, lane))
+        Ok((Self { engine, forwarding, port, config, lanes, streams, inbox, events, tun_offload }, lane))
     }
 
     pub(super) fn forwarding(&self) -> Arc<Forwarding> {
         Arc::clone(&self.forwarding)
+    }
+
+    pub(super) fn streams(&self) -> Arc<Streams> {
+        Arc::clone(&self.streams)
     }
 
     pub(super) fn run(mut self) {
@@ -123,7 +137,12 @@ impl EngineThread {
 
     /// Waits for something and takes it in. False when asked to stop.
     fn turn(&mut self) -> bool {
-        let sleep = self.engine.next_timeout().map_or(MAX_SLEEP, |at| at.since(now()).min(MAX_SLEEP));
+        let mut longest = MAX_SLEEP;
+        if !self.streams.is_empty() {
+            self.streams.sweep();
+            longest = SWEEP;
+        }
+        let sleep = self.engine.next_timeout().map_or(longest, |at| at.since(now()).min(longest));
         let mut select = Select::new();
         select.recv(&self.inbox.requests);
         select.recv(&self.inbox.notices);
@@ -179,6 +198,10 @@ impl EngineThread {
         while let Some(output) = self.engine.poll_output(now()) {
             match output {
                 Output::Transmit(transmit) => {
+                    if let Some(connection) = transmit.endpoint.carrier.connection() {
+                        self.streams.send_message(connection, &transmit.contents, &self.forwarding);
+                        continue;
+                    }
                     let report = self.port.send(&[Transmit {
                         endpoint: &transmit.endpoint,
                         ecn: transmit.ecn,
@@ -211,6 +234,7 @@ impl EngineThread {
 
     fn set_fwmark(&mut self, fwmark: u32) -> io::Result<()> {
         self.port.set_fwmark(fwmark)?;
+        self.streams.set_fwmark(fwmark);
         self.config.fwmark = Some(fwmark).filter(|&mark| mark != 0);
         for lane in &self.lanes {
             lane.order(Order::Mark(fwmark));

@@ -9,6 +9,7 @@
 //! is full; nothing waits for a timer.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use adit_io::carrier::{Family, Port, ReceiveBatch};
 use adit_io::poll::Poller;
 use adit_io::sys::{LinkEvent, LinkMonitor};
 use adit_io::tun::{Coalescer, INSIDE_MAX, ReadError, Tun};
+use adit_proto::endpoint::Carrier;
 use adit_proto::event::Notice;
 use adit_proto::forward::{Departure, Forwarding};
 use adit_proto::icmp::{self, Unreachable};
@@ -28,6 +30,9 @@ use super::clock;
 use super::mailbox::Mailbox;
 use super::order::{Flow, LaneHandle, Overflow, SOCKET_V4, SOCKET_V6, watch};
 use super::outgoing::Outgoing;
+use super::stream_batch::StreamBatch;
+use super::stream_edge::{StreamEdge, StreamSink};
+use super::streams::Streams;
 
 const TUN: u64 = 0;
 const WAKER: u64 = 1;
@@ -44,6 +49,7 @@ const BATCHES_PER_TURN: usize = 4;
 pub(super) struct Edges {
     pub(super) tun: Tun,
     pub(super) port: Port,
+    pub(super) streams: Arc<Streams>,
     /// Tells one of the lanes when the MTU of the device changes.
     pub(super) link: Option<LinkMonitor>,
 }
@@ -60,6 +66,8 @@ pub(super) struct Lane {
     notices: Vec<Notice>,
     inside: Box<[u8]>,
     outgoing: Outgoing,
+    to_stream: StreamBatch,
+    streams: StreamEdge,
     incoming: ReceiveBatch,
     coalescer: Coalescer,
     truncated: u64,
@@ -75,7 +83,7 @@ impl Lane {
         handle: LaneHandle,
         events: Sender<DriverEvent>,
     ) -> io::Result<Self> {
-        let Edges { tun, port, link } = edges;
+        let Edges { tun, port, streams, link } = edges;
         let poller = Poller::new()?;
         poller.add(&tun, TUN)?;
         poller.add(handle.waker(), WAKER)?;
@@ -90,11 +98,13 @@ impl Lane {
             forwarding,
             mailbox,
             handle,
+            streams: StreamEdge::new(Arc::clone(&streams), events.clone()),
             events,
             poller,
             notices: Vec::with_capacity(256),
             inside: vec![0; INSIDE_MAX].into(),
             outgoing: Outgoing::new(),
+            to_stream: StreamBatch::new(streams),
             incoming: ReceiveBatch::new(RECEIVE_SLOTS),
             coalescer,
             truncated: 0,
@@ -118,18 +128,25 @@ impl Lane {
     fn turn_until_end(&mut self) -> io::Result<Option<DriverEvent>> {
         loop {
             let (mut tun, mut v4, mut v6, mut link, mut woken) = (false, false, false, false, false);
-            for ready in self.poller.wait(None)? {
+            let patience = self.streams.is_ready().then_some(Duration::ZERO);
+            for ready in self.poller.wait(patience)? {
                 match ready.token {
                     TUN => tun = true,
                     SOCKET_V4 => v4 = true,
                     SOCKET_V6 => v6 = true,
                     LINK => link = true,
-                    _ => woken = true,
+                    WAKER => woken = true,
+                    connection => self.streams.note(connection),
                 }
             }
             if woken
                 && matches!(
-                    self.handle.carry_out(&mut self.port, &self.poller, &mut self.overflow)?,
+                    self.handle.carry_out(
+                        &mut self.port,
+                        &self.poller,
+                        &mut self.overflow,
+                        &mut self.streams
+                    )?,
                     Flow::End
                 )
             {
@@ -138,7 +155,7 @@ impl Lane {
             if link {
                 self.follow_link();
             }
-            while tun || v4 || v6 {
+            while tun || v4 || v6 || self.streams.is_ready() {
                 if v4 {
                     v4 = self.receive(Family::V4)?;
                 }
@@ -151,6 +168,9 @@ impl Lane {
                         Err(ReadError::System(error)) => return Err(error),
                         Err(_) => return Ok(Some(DriverEvent::DeviceGone)),
                     }
+                }
+                if self.streams.is_ready() {
+                    self.receive_from_streams();
                 }
                 if self.handle.has_orders() {
                     break;
@@ -199,6 +219,17 @@ impl Lane {
                         departure = self.forwarding.depart(now, inside.header());
                     }
                     match departure {
+                        Departure::Seal(keypair, endpoint) if endpoint.carrier != Carrier::Udp => {
+                            self.to_stream.seal(
+                                now,
+                                &self.forwarding,
+                                &keypair,
+                                &endpoint,
+                                &inside,
+                                &self.inside,
+                                &mut self.notices,
+                            );
+                        }
                         Departure::Seal(keypair, endpoint) => {
                             let largest = inside.stride();
                             if let Some(limit) =
@@ -230,6 +261,7 @@ impl Lane {
 
     fn flush_outgoing(&mut self) {
         self.outgoing.send(&mut self.port, &self.forwarding);
+        self.to_stream.send(clock::now(), &self.forwarding);
         self.mailbox.deliver(&mut self.notices, &self.forwarding);
     }
 
@@ -303,6 +335,14 @@ impl Lane {
         self.truncated = truncated;
     }
 
+    /// Outside to inside, from connections.
+    fn receive_from_streams(&mut self) {
+        let Self { tun, coalescer, forwarding, .. } = self;
+        let mut sink = TunSink { tun, coalescer, forwarding };
+        self.streams.serve(clock::now(), forwarding, &mut self.notices, &mut sink);
+        self.mailbox.deliver(&mut self.notices, &self.forwarding);
+    }
+
     fn follow_link(&mut self) {
         let Some(link) = &mut self.link else { return };
         loop {
@@ -320,6 +360,32 @@ impl Lane {
                 Ok(None) => return,
             }
         }
+    }
+}
+
+/// Writes what came from a connection to the device, in order.
+struct TunSink<'l> {
+    tun: &'l mut Tun,
+    coalescer: &'l mut Coalescer,
+    forwarding: &'l Forwarding,
+}
+
+impl StreamSink for TunSink<'_> {
+    fn take(&mut self, memory: &mut [u8], packet: Range<usize>, segment_size: Option<u16>) {
+        let Some(segment_size) = segment_size else {
+            self.coalescer.push(memory, packet);
+            return;
+        };
+        self.flush(memory);
+        match self.tun.write_superpacket(&mut memory[packet], segment_size) {
+            Ok(failed) => self.forwarding.drops.add(DropReason::TunFailed, failed),
+            Err(_) => self.forwarding.drops.count(DropReason::MalformedInside),
+        }
+    }
+
+    fn flush(&mut self, memory: &[u8]) {
+        let report = self.coalescer.flush(self.tun, memory);
+        self.forwarding.drops.add(DropReason::TunFailed, report.failed);
     }
 }
 

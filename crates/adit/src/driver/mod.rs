@@ -15,6 +15,9 @@ mod mailbox;
 mod order;
 mod outgoing;
 mod stack_lane;
+mod stream_batch;
+mod stream_edge;
+mod streams;
 
 use std::io;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ use self::engine::{EngineThread, Request};
 use crate::stack::Stack;
 
 pub use self::clock::now;
+pub use self::streams::{NewStream, StreamKind, Streams};
 
 /// What a driver starts with.
 #[derive(Debug)]
@@ -62,6 +66,7 @@ pub struct Driver {
     requests: crossbeam_channel::Sender<Request>,
     events: Receiver<DriverEvent>,
     forwarding: Arc<Forwarding>,
+    streams: Arc<Streams>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -70,6 +75,8 @@ pub struct Driver {
 pub enum DriverEvent {
     /// The protocol has news.
     Protocol(Event),
+    /// A connection that carried messages has ended.
+    StreamEnded(u64),
     /// The TUN device was deleted.
     DeviceGone,
     /// Something broke that cannot be mended; the text is for people.
@@ -127,9 +134,9 @@ impl Driver {
         let requests = mailbox.requests.clone();
         let (engine, lanes) = EngineThread::new(config, mailbox, inbox, events_out)?;
         let start = |name: String| std::thread::Builder::new().name(name);
-        let forwarding = engine.forwarding();
+        let (forwarding, streams) = (engine.forwarding(), engine.streams());
         let engine = start("engine".into()).spawn(|| engine.run())?;
-        let mut driver = Self { requests, events, forwarding, threads: vec![engine] };
+        let mut driver = Self { requests, events, forwarding, streams, threads: vec![engine] };
         for (number, lane) in lanes.into_iter().enumerate() {
             driver.threads.push(start(format!("lane-{number}")).spawn(|| lane.run())?);
         }
@@ -146,9 +153,9 @@ impl Driver {
         let requests = mailbox.requests.clone();
         let (engine, lane) = EngineThread::over_stack(config, mailbox, inbox, events_out)?;
         let start = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let forwarding = engine.forwarding();
+        let (forwarding, streams) = (engine.forwarding(), engine.streams());
         let engine = start("engine").spawn(|| engine.run())?;
-        let mut driver = Self { requests, events, forwarding, threads: vec![engine] };
+        let mut driver = Self { requests, events, forwarding, streams, threads: vec![engine] };
         driver.threads.push(start("stack").spawn(|| lane.run())?);
         Ok(driver)
     }
@@ -198,6 +205,16 @@ impl Driver {
         Arc::clone(&self.forwarding)
     }
 
+    /// The connections that carry messages.
+    pub fn streams(&self) -> Arc<Streams> {
+        Arc::clone(&self.streams)
+    }
+
+    /// What changes the configuration from other threads.
+    pub fn remote(&self) -> Remote {
+        Remote(self.requests.clone())
+    }
+
     /// News, as it comes. At most 1,024 wait; later ones are dropped until some are taken.
     pub fn events(&self) -> Receiver<DriverEvent> {
         self.events.clone()
@@ -210,6 +227,20 @@ impl Driver {
         let (answer, answered) = bounded(1);
         self.requests.send(request(answer)).ok()?;
         answered.recv().ok()
+    }
+}
+
+/// Changes the configuration of a driver that somebody else owns.
+#[derive(Clone, Debug)]
+pub struct Remote(crossbeam_channel::Sender<Request>);
+
+impl Remote {
+    /// Changes the configuration; returns when every change is in effect, or the driver has ended.
+    pub fn apply(&self, commands: Vec<Command>) {
+        let (answer, answered) = bounded(1);
+        if self.0.send(Request::Apply(commands, answer)).is_ok() {
+            let _ = answered.recv();
+        }
     }
 }
 

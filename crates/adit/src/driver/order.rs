@@ -8,11 +8,16 @@ use adit_io::poll::{Poller, Waker};
 use adit_proto::forward::Forwarding;
 use adit_proto::reason::DropReason;
 
+use super::stream_edge::StreamEdge;
+use super::streams::Stream;
+
 /// What the engine thread tells a lane.
 #[derive(Debug)]
 pub(super) enum Order {
     /// Use this port from now on.
     UsePort(Port),
+    /// Receive from this connection from now on.
+    Adopt(Arc<Stream>),
     /// Set the firewall mark of the port.
     Mark(u32),
     /// End.
@@ -26,7 +31,7 @@ pub(super) enum Flow {
 }
 
 /// The engine thread's handle of a lane.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub(super) struct LaneHandle {
     orders: Arc<Mutex<Vec<Order>>>,
     waker: Waker,
@@ -56,6 +61,7 @@ impl LaneHandle {
         port: &mut Port,
         poller: &Poller,
         overflow: &mut Overflow,
+        streams: &mut StreamEdge,
     ) -> io::Result<Flow> {
         self.waker.clear();
         let orders = std::mem::take(&mut *self.orders.lock().unwrap_or_else(PoisonError::into_inner));
@@ -66,6 +72,7 @@ impl LaneHandle {
                     *overflow = Overflow::default();
                     watch(port, poller)?;
                 }
+                Order::Adopt(stream) => streams.adopt(stream, poller),
                 Order::Mark(fwmark) => port.set_fwmark(fwmark)?,
                 Order::Stop => return Ok(Flow::End),
             }

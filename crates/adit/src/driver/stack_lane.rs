@@ -6,12 +6,14 @@
 //! ```
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use adit_io::carrier::{Family, Port, ReceiveBatch};
 use adit_io::poll::Poller;
 use adit_io::tun::{Inside, VnetHeader};
+use adit_proto::endpoint::Carrier;
 use adit_proto::event::Notice;
 use adit_proto::forward::{Departure, Forwarding};
 use adit_proto::icmp::{self, Unreachable};
@@ -24,6 +26,9 @@ use super::clock;
 use super::mailbox::Mailbox;
 use super::order::{Flow, LaneHandle, Overflow, SOCKET_V4, SOCKET_V6, watch};
 use super::outgoing::Outgoing;
+use super::stream_batch::StreamBatch;
+use super::stream_edge::{StreamEdge, StreamSink};
+use super::streams::Streams;
 use crate::stack::{Sink, Sleep, Stack};
 
 const WAKER: u64 = 1;
@@ -43,6 +48,7 @@ pub(super) struct StackLane {
     events: Sender<DriverEvent>,
     poller: Poller,
     departures: Departures,
+    streams: StreamEdge,
     incoming: ReceiveBatch,
     truncated: u64,
     overflow: Overflow,
@@ -53,6 +59,7 @@ struct Departures {
     now: Instant,
     forwarding: Arc<Forwarding>,
     outgoing: Outgoing,
+    to_stream: StreamBatch,
     notices: Vec<Notice>,
     /// For packets that go nowhere.
     errors: Vec<Vec<u8>>,
@@ -61,7 +68,7 @@ struct Departures {
 impl StackLane {
     pub(super) fn new(
         stack: Box<Stack>,
-        port: Port,
+        (port, streams): (Port, Arc<Streams>),
         forwarding: Arc<Forwarding>,
         mailbox: Mailbox,
         handle: LaneHandle,
@@ -75,12 +82,14 @@ impl StackLane {
             port,
             mailbox,
             handle,
+            streams: StreamEdge::new(Arc::clone(&streams), events.clone()),
             events,
             poller,
             departures: Departures {
                 now: clock::now(),
                 forwarding: Arc::clone(&forwarding),
                 outgoing: Outgoing::new(),
+                to_stream: StreamBatch::new(streams),
                 notices: Vec::with_capacity(256),
                 errors: Vec::new(),
             },
@@ -111,12 +120,14 @@ impl StackLane {
                 }
             };
             let (mut v4, mut v6, mut woken, mut word) = (false, false, false, false);
+            let sleep = if self.streams.is_ready() { Some(Duration::ZERO) } else { sleep };
             for ready in self.poller.wait(sleep)? {
                 match ready.token {
                     SOCKET_V4 => v4 = true,
                     SOCKET_V6 => v6 = true,
                     STACK => word = true,
-                    _ => woken = true,
+                    WAKER => woken = true,
+                    connection => self.streams.note(connection),
                 }
             }
             if word {
@@ -124,7 +135,12 @@ impl StackLane {
             }
             if woken
                 && matches!(
-                    self.handle.carry_out(&mut self.port, &self.poller, &mut self.overflow)?,
+                    self.handle.carry_out(
+                        &mut self.port,
+                        &self.poller,
+                        &mut self.overflow,
+                        &mut self.streams
+                    )?,
                     Flow::End
                 )
             {
@@ -135,6 +151,9 @@ impl StackLane {
             }
             if v6 {
                 self.receive(Family::V6)?;
+            }
+            if self.streams.is_ready() {
+                self.receive_from_streams();
             }
             self.serve();
         }
@@ -152,7 +171,18 @@ impl StackLane {
 
     fn flush(&mut self) {
         self.departures.outgoing.send(&mut self.port, &self.forwarding);
+        self.departures.to_stream.send(self.departures.now, &self.forwarding);
         self.mailbox.deliver(&mut self.departures.notices, &self.forwarding);
+    }
+
+    /// Outside to inside, from connections.
+    fn receive_from_streams(&mut self) {
+        let now = clock::now();
+        self.departures.now = now;
+        let mut notices = std::mem::take(&mut self.departures.notices);
+        let mut sink = StackSink { stack: &mut self.stack, departures: &mut self.departures };
+        self.streams.serve(now, &self.forwarding, &mut notices, &mut sink);
+        self.departures.notices.append(&mut notices);
     }
 
     /// Outside to inside: one batch.
@@ -189,6 +219,34 @@ impl StackLane {
     }
 }
 
+/// Gives what came from a connection to the stack, packet by packet.
+struct StackSink<'l> {
+    stack: &'l mut Stack,
+    departures: &'l mut Departures,
+}
+
+impl StreamSink for StackSink<'_> {
+    fn take(&mut self, memory: &mut [u8], packet: Range<usize>, segment_size: Option<u16>) {
+        let micros = micros_of(self.departures.now);
+        let packet = &mut memory[packet];
+        let Some(segment_size) = segment_size else {
+            self.stack.take_in(micros, packet, self.departures);
+            return;
+        };
+        let Ok((inside, _)) = Inside::of_superpacket(packet, segment_size) else {
+            self.departures.forwarding.drops.count(DropReason::MalformedInside);
+            return;
+        };
+        let mut segments = inside.segments(packet);
+        let mut segment = vec![0; segments.stride()];
+        while let Some(len) = segments.next(&mut segment) {
+            self.stack.take_in(micros, &segment[..len], self.departures);
+        }
+    }
+
+    fn flush(&mut self, _: &[u8]) {}
+}
+
 impl Sink for Departures {
     fn has_room(&self) -> bool {
         !self.outgoing.is_full()
@@ -223,6 +281,17 @@ impl Sink for Departures {
             departure = self.forwarding.depart(self.now, inside.header());
         }
         match departure {
+            Departure::Seal(keypair, endpoint) if endpoint.carrier != Carrier::Udp => {
+                self.to_stream.seal(
+                    self.now,
+                    &self.forwarding,
+                    &keypair,
+                    &endpoint,
+                    &inside,
+                    packet,
+                    &mut self.notices,
+                );
+            }
             Departure::Seal(keypair, endpoint) => {
                 self.outgoing.seal(
                     self.now,

@@ -4,11 +4,13 @@ use std::collections::HashSet;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use adit_proto::endpoint::Carrier;
 use adit_proto::event::{Command, Event, PeerUpdate};
 use adit_proto::key::PublicKey;
 use crossbeam_channel::{Receiver, Sender, bounded, select};
 use tokio::sync::watch;
 
+use crate::dial::Dial;
 use crate::driver::{Driver, DriverEvent};
 use crate::endpoint::Endpoints;
 
@@ -33,6 +35,8 @@ pub(super) struct Keeper {
 }
 
 struct Watch {
+    // The first to go: it changes the driver.
+    dial: Option<Dial>,
     driver: Driver,
     endpoints: Endpoints,
     heard: HashSet<PublicKey>,
@@ -42,11 +46,12 @@ struct Watch {
 impl Keeper {
     pub(super) fn start(
         driver: Driver,
+        dial: Option<Dial>,
         endpoints: Endpoints,
     ) -> std::io::Result<(Self, watch::Receiver<Link>)> {
         let (stop, stopped) = bounded(1);
         let (link, watched) = watch::channel(Link::Waiting);
-        let watch = Watch { driver, endpoints, heard: HashSet::new(), link };
+        let watch = Watch { dial, driver, endpoints, heard: HashSet::new(), link };
         let thread = std::thread::Builder::new().name("tunnel".into()).spawn(move || watch.run(&stopped))?;
         Ok((Self { stop, thread: Some(thread) }, watched))
     }
@@ -68,7 +73,8 @@ impl Watch {
             select! {
                 recv(stopped) -> _ => return,
                 recv(events) -> event => match event {
-                    Ok(DriverEvent::Protocol(event)) => self.happened(&event),
+                    Ok(DriverEvent::Protocol(event)) => self.happened(event),
+                    Ok(event @ DriverEvent::StreamEnded(_)) => self.dial.iter().for_each(|it| it.tell(&event)),
                     Ok(DriverEvent::DeviceGone) => {}
                     Ok(DriverEvent::Failed(reason)) => {
                         tracing::error!("the tunnel ends: {reason}");
@@ -80,6 +86,9 @@ impl Watch {
                 recv(answers) -> answer => {
                     if let Some((peer, address)) = answer.ok().and_then(|answer| self.endpoints.answered(answer)) {
                         tracing::info!(%address, "trying another endpoint");
+                        if self.dial.as_ref().is_some_and(|dial| dial.has_moved(&peer, address)) {
+                            continue;
+                        }
                         let mut update = PeerUpdate::new(peer);
                         update.update_only = true;
                         update.endpoint = Some(adit_proto::endpoint::Endpoint::udp(address));
@@ -91,17 +100,27 @@ impl Watch {
         }
     }
 
-    fn happened(&mut self, event: &Event) {
+    fn happened(&mut self, event: Event) {
+        let event = DriverEvent::Protocol(event);
+        if let Some(dial) = &self.dial {
+            dial.tell(&event);
+        }
+        let DriverEvent::Protocol(event) = &event else { return };
         match event {
             Event::SessionEstablished { peer, endpoint, handshake_time } => {
-                self.endpoints.heard(peer, endpoint.remote);
+                if endpoint.carrier == Carrier::Udp {
+                    self.endpoints.heard(peer, endpoint.remote);
+                }
                 if self.heard.insert(*peer) {
                     let millis = handshake_time.map(|took| took.as_millis());
                     tracing::info!(endpoint = %endpoint.remote, millis, "session established");
                 }
                 self.become_link(Link::Up);
             }
-            Event::Roamed { peer, endpoint } => self.endpoints.heard(peer, endpoint.remote),
+            Event::Roamed { peer, endpoint } if endpoint.carrier == Carrier::Udp => {
+                self.endpoints.heard(peer, endpoint.remote);
+            }
+            Event::Roamed { .. } | Event::WayAnswered { .. } => {}
             Event::EndpointSilent { peer, .. } | Event::HandshakeGaveUp { peer } => {
                 self.endpoints.silent(peer);
                 self.heard.remove(peer);

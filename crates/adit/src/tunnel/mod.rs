@@ -26,7 +26,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use adit_proto::event::Command;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -39,7 +38,8 @@ use self::keeper::Keeper;
 use self::resolver::Resolver;
 use crate::client;
 use crate::config::wgquick::{Hooks, WgQuick};
-use crate::config::{Mtu, Report};
+use crate::config::{ClientSettings, Layers, Mtu, Report};
+use crate::dial;
 use crate::driver::{Driver, StackConfig};
 use crate::endpoint::{Endpoints, ResolveError};
 use crate::stack::{self, Network};
@@ -121,7 +121,16 @@ impl Tunnel {
     /// # Errors
     /// [`TunnelError::Gateway`] or [`Start`](TunnelError::Start).
     pub fn open(file: &WgQuick) -> Result<Self, TunnelError> {
+        Self::open_with(file, &ClientSettings::of_profile(&Layers::default(), file)?)
+    }
+
+    /// The same, with settings that come from elsewhere too.
+    ///
+    /// # Errors
+    /// [`TunnelError::Gateway`] or [`Start`](TunnelError::Start).
+    pub fn open_with(file: &WgQuick, settings: &ClientSettings) -> Result<Self, TunnelError> {
         let reached = client::resolve_peers(&file.peers)?;
+        let targets = dial::targets(file, &reached, settings)?;
         let in_use: Vec<IpAddr> = reached.iter().map(|it| it.current.ip()).collect();
         let mtu_bytes = match file.interface.mtu {
             Mtu::Bytes(bytes) => bytes.into(),
@@ -146,8 +155,9 @@ impl Tunnel {
             }
         }
         driver.apply(client::introduction(file, &reached, &[]));
-        driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
-        let (keeper, link) = Keeper::start(driver, endpoints).map_err(TunnelError::Start)?;
+        let dial =
+            client::start_to_reach(&driver, settings, &reached, targets).map_err(TunnelError::Start)?;
+        let (keeper, link) = Keeper::start(driver, dial, endpoints).map_err(TunnelError::Start)?;
         let names: Vec<String> =
             file.peers.iter().filter_map(|peer| peer.endpoint.as_ref()).map(ToString::to_string).collect();
         let section = &file.interface;

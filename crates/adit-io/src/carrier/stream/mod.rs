@@ -1,0 +1,47 @@
+//! Stream carriers: messages with a length in front, over TCP, TLS, and WebSocket in either.
+//!
+//! ```text
+//!   out   messages ─ (WebSocket frame) ─ (TLS records) ─▶ kernel      what it does not take waits in a small queue
+//!   in    kernel ─ (TLS records) ─ (WebSocket frames) ─▶ messages     opened where they lie
+//! ```
+//!
+//! A [`Connection`] is made by whoever dialled or accepted and did the handshakes of the layers. From then on any lane
+//! sends on it, under a lock, and one lane receives.
+
+mod connection;
+pub mod frame;
+mod queue;
+pub mod websocket;
+
+use std::io;
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+
+pub use connection::{Connection, Layer, Received, Tls};
+pub use queue::{Dropped, Mark, WAITING_BYTES, WAITING_NANOS};
+
+use crate::sys::socket::set_option;
+
+/// A connection whose other end does not acknowledge, or takes nothing, for so long is dead.
+pub const STALL: Duration = Duration::from_secs(10);
+/// The kernel takes no more while so much is not even sent. What waits there is late for every packet behind it.
+const NOT_SENT_BYTES: i32 = 64 * 1024;
+
+/// Makes a TCP socket that of a carrier: nothing waits for more to come, little waits at all, and death shows.
+///
+/// # Errors
+/// When it is no TCP socket.
+pub fn prepare<'s>(socket: impl Into<SockRef<'s>>) -> io::Result<()> {
+    use std::os::fd::AsFd;
+    let socket: SockRef<'_> = socket.into();
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)?;
+    socket.set_tcp_user_timeout(Some(STALL))?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(15))
+        .with_interval(Duration::from_secs(3))
+        .with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)
+}

@@ -1,0 +1,253 @@
+//! The connections that carry messages: found by number by whoever sends, each received from by one lane.
+//!
+//! - locked for reading by every send to another connection than the last: the table
+//! - locked, touched when a connection first authenticates: whose it is
+//! - relaxed atomics, written by the receiving lane and read by [`Streams::sweep`]: the times
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use adit_io::carrier::stream::{Connection, Dropped, Layer, Mark, STALL, frame};
+use adit_proto::endpoint::{Carrier, Endpoint};
+use adit_proto::forward::Forwarding;
+use adit_proto::key::PublicKey;
+use adit_proto::reason::DropReason;
+use adit_proto::wire::TRANSPORT_MIN_LEN;
+
+use super::clock;
+use super::order::{LaneHandle, Order};
+
+/// What a connection looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamKind {
+    /// Messages on TCP.
+    Tcp,
+    /// Messages on TLS.
+    Tls,
+    /// Messages in a WebSocket on TCP, behind a server that takes the TLS off.
+    Ws,
+    /// Messages in a WebSocket on TLS.
+    Wss,
+}
+
+impl StreamKind {
+    /// The name for people and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Ws => "ws",
+            Self::Wss => "wss",
+        }
+    }
+
+    fn carrier(self, number: u64) -> Carrier {
+        match self {
+            Self::Tcp | Self::Ws => Carrier::Tcp(number),
+            Self::Tls | Self::Wss => Carrier::Tls(number),
+        }
+    }
+}
+
+/// A connection whose layers are ready, to be carried on by a lane.
+#[derive(Debug)]
+pub struct NewStream {
+    /// The socket, [prepared](adit_io::carrier::stream::prepare).
+    pub socket: std::net::TcpStream,
+    /// What is between the messages and TCP.
+    pub layer: Layer,
+    /// What it looks like from outside.
+    pub kind: StreamKind,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// Bytes of messages that were received already.
+    pub received: Vec<u8>,
+}
+
+/// A connection with its number.
+#[derive(Debug)]
+pub struct Stream {
+    pub(super) connection: Connection,
+    pub(super) endpoint: Endpoint,
+    pub(super) number: u64,
+    kind: StreamKind,
+    opened_millis: u64,
+    peer: Mutex<Option<PublicKey>>,
+    /// When another connection of the same peer took over; 0 while it is the newest.
+    superseded_millis: AtomicU64,
+    /// Since when a message is incomplete; 0 when none is.
+    partial_millis: AtomicU64,
+    received: Mutex<Vec<u8>>,
+}
+
+/// Tokens below are those of a lane's other descriptors.
+const FIRST_NUMBER: u64 = 16;
+/// A connection on which nothing has authenticated for so long is closed.
+const PROVE_MILLIS: u64 = 10_000;
+/// How long a connection lives on after the peer opened another.
+const SUPERSEDED_MILLIS: u64 = 5_000;
+/// Connections of one peer; the oldest goes when it opens another.
+const OF_A_PEER: usize = 2;
+
+/// The connections of a driver.
+#[derive(Debug)]
+pub struct Streams {
+    table: RwLock<HashMap<u64, Arc<Stream>>>,
+    next: AtomicU64,
+    lanes: OnceLock<Vec<LaneHandle>>,
+}
+
+impl Default for Streams {
+    fn default() -> Self {
+        Self { table: RwLock::default(), next: AtomicU64::new(FIRST_NUMBER), lanes: OnceLock::new() }
+    }
+}
+
+impl Streams {
+    pub(super) fn set_lanes(&self, lanes: &[LaneHandle]) {
+        let _ = self.lanes.set(lanes.to_vec());
+    }
+
+    /// Hands a connection to a lane; where its other end is from now on. `None` when the driver has not started.
+    pub fn adopt(&self, new: NewStream) -> Option<Endpoint> {
+        let lanes = self.lanes.get()?;
+        let number = self.next.fetch_add(1, Relaxed);
+        let lane = lanes.get(usize::try_from(number).unwrap_or(0).checked_rem(lanes.len())?)?;
+        let carrier = new.kind.carrier(number);
+        let endpoint = Endpoint { carrier, ..Endpoint::udp(new.remote) };
+        let stream = Arc::new(Stream {
+            connection: Connection::new(new.socket, new.layer),
+            endpoint,
+            number,
+            kind: new.kind,
+            opened_millis: now_millis(),
+            peer: Mutex::new(None),
+            superseded_millis: AtomicU64::new(0),
+            partial_millis: AtomicU64::new(0),
+            received: Mutex::new(new.received),
+        });
+        self.table.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::clone(&stream));
+        lane.order(Order::Adopt(stream));
+        Some(endpoint)
+    }
+
+    pub(super) fn get(&self, number: u64) -> Option<Arc<Stream>> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).get(&number).cloned()
+    }
+
+    pub(super) fn forget(&self, number: u64) {
+        self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+    }
+
+    /// What the connection of an endpoint looks like.
+    pub fn name_of(&self, carrier: Carrier) -> &'static str {
+        let stream = carrier.connection().and_then(|number| self.get(number));
+        stream.map_or(carrier.name(), |stream| stream.kind.name())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.table.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Ends a connection.
+    pub fn close(&self, number: u64) {
+        if let Some(stream) = self.get(number) {
+            stream.connection.close();
+        }
+    }
+
+    pub(super) fn set_fwmark(&self, fwmark: u32) {
+        for stream in self.table.read().unwrap_or_else(PoisonError::into_inner).values() {
+            let _ = stream.connection.set_fwmark(fwmark);
+        }
+    }
+
+    /// Sends one message of the engine.
+    pub(super) fn send_message(&self, number: u64, message: &[u8], forwarding: &Forwarding) {
+        let (Some(stream), Some(length)) = (self.get(number), frame::length_of(message.len())) else {
+            forwarding.drops.count(DropReason::StreamGone);
+            return;
+        };
+        // Handshake messages, keepalives and probes; the rest are packets that had been staged.
+        let is_transport = message.first().is_some_and(|kind| kind & 0x0f == 4);
+        let kept = !is_transport || message.len() <= TRANSPORT_MIN_LEN + 16;
+        let mark = Mark { end: message.len() + length.len(), packets: 1, kept };
+        let sent = stream.connection.send(&[&length, message].concat(), &[mark], clock::now().0);
+        count(&sent, forwarding);
+    }
+
+    /// A message of `peer` has authenticated on a connection for the first time: it is the newest of the peer's.
+    pub(super) fn claim(&self, claimed: &Stream, peer: PublicKey) {
+        *claimed.peer.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        let mut others: Vec<_> = table
+            .values()
+            .filter(|it| it.number != claimed.number)
+            .filter(|it| *it.peer.lock().unwrap_or_else(PoisonError::into_inner) == Some(peer))
+            .collect();
+        others.sort_by_key(|it| std::cmp::Reverse(it.number));
+        for (at, other) in others.into_iter().enumerate() {
+            let _ = other.superseded_millis.compare_exchange(0, now_millis(), Relaxed, Relaxed);
+            if at + 1 >= OF_A_PEER {
+                other.connection.close();
+            }
+        }
+    }
+
+    /// Closes what has had its time. To be called about once a second while there are any.
+    pub(super) fn sweep(&self) {
+        let now = now_millis();
+        let over = |since: u64, limit: u64| since != 0 && now.saturating_sub(since) >= limit;
+        for stream in self.table.read().unwrap_or_else(PoisonError::into_inner).values() {
+            let is_unproven = stream.peer.lock().unwrap_or_else(PoisonError::into_inner).is_none();
+            let ends = is_unproven && over(stream.opened_millis, PROVE_MILLIS)
+                || over(stream.superseded_millis.load(Relaxed), SUPERSEDED_MILLIS)
+                || over(stream.partial_millis.load(Relaxed), STALL.as_millis() as u64);
+            if ends {
+                stream.connection.close();
+            }
+        }
+    }
+}
+
+impl Stream {
+    pub(super) fn take_received(&self) -> Vec<u8> {
+        std::mem::take(&mut *self.received.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Notes whether a message is incomplete, and whether it is the same as before.
+    pub(super) fn note_partial(&self, is_partial: bool, moved_on: bool) {
+        let since = match is_partial {
+            false => 0,
+            true if !moved_on && self.partial_millis.load(Relaxed) != 0 => return,
+            true => now_millis(),
+        };
+        self.partial_millis.store(since, Relaxed);
+    }
+}
+
+pub(super) fn count(dropped: &Dropped, forwarding: &Forwarding) {
+    let reasons = [
+        (DropReason::StreamFull, dropped.full),
+        (DropReason::StreamLate, dropped.late),
+        (DropReason::StreamGone, dropped.gone),
+    ];
+    for (reason, packets) in reasons {
+        if packets > 0 {
+            forwarding.drops.add(reason, packets);
+        }
+    }
+}
+
+/// Never 0.
+fn now_millis() -> u64 {
+    clock::now().as_millis().max(1)
+}

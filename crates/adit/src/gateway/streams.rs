@@ -1,0 +1,70 @@
+//! Where the gateway takes connections, and what a client has to know for that.
+
+use std::net::{Ipv6Addr, SocketAddr};
+
+use adit_host::{Listener, Transport};
+
+use crate::config::Config;
+use crate::config::stream::StreamListen;
+use crate::home::Home;
+use crate::stream::{Certificate, DoorPlan, StreamOffer, usual_path};
+
+/// The ports that the firewall lets in.
+pub(super) fn listeners(config: &Config, port: u16) -> Vec<Listener> {
+    let mut listeners = vec![Listener { transport: Transport::Udp, port }];
+    for at in stream_addresses(config, port).into_iter().filter(|at| !at.ip().is_loopback()) {
+        let listener = Listener { transport: Transport::Tcp, port: at.port() };
+        if !listeners.contains(&listener) {
+            listeners.push(listener);
+        }
+    }
+    listeners
+}
+
+fn stream_addresses(config: &Config, port: u16) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for listen in &config.gateway.stream.listen {
+        let at = match listen {
+            StreamListen::Same => SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)),
+            StreamListen::At(at) => *at,
+            StreamListen::Off => return Vec::new(),
+        };
+        if !addresses.contains(&at) {
+            addresses.push(at);
+        }
+    }
+    addresses
+}
+
+/// `None` when connections are not taken.
+pub(super) fn door_plan(home: &Home, config: &Config, port: u16) -> Option<DoorPlan> {
+    let listen = stream_addresses(config, port);
+    let usual = || usual_path(&config.gateway.private_key.public_key());
+    (!listen.is_empty()).then(|| DoorPlan {
+        listen,
+        certificate: certificate_of(home, config),
+        web: config.gateway.stream.web.clone(),
+        path: config.gateway.stream.path.clone().unwrap_or_else(usual),
+    })
+}
+
+fn certificate_of(home: &Home, config: &Config) -> Certificate {
+    match config.gateway.stream.certificate.clone() {
+        Some((chain, key)) => Certificate::Files { chain, key },
+        None => {
+            let name =
+                config.gateway.endpoint.as_ref().map_or("localhost", |endpoint| endpoint.host.as_str());
+            Certificate::SelfMade { file: home.state_dir.join("stream.pem"), name: name.to_owned() }
+        }
+    }
+}
+
+/// What the profile of a client says about connections to this gateway. A certificate that is not there yet is made.
+///
+/// # Errors
+/// The certificate cannot be read or made.
+pub fn stream_offer(home: &Home, config: &Config) -> anyhow::Result<StreamOffer> {
+    let takes_connections = !stream_addresses(config, config.gateway.listen_port).is_empty();
+    let pin = takes_connections.then(|| certificate_of(home, config).pin()).transpose()?;
+    Ok(StreamOffer { tls_pin: pin, stream_endpoint: None })
+}

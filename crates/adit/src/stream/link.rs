@@ -1,0 +1,222 @@
+//! A client's connection to its gateway: TCP, perhaps through a proxy, then the layers.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_io::carrier::stream::websocket::Side;
+use adit_io::carrier::stream::{Layer, Tls, prepare};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
+
+use super::http::{Head, accept_of};
+use super::trust::client_config;
+use crate::config::stream::{TlsVerify, Via};
+use crate::driver::{NewStream, StreamKind};
+use crate::endpoint::HostPort;
+
+/// What a connection looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Messages on TCP.
+    Tcp,
+    /// Messages on TLS.
+    Tls,
+    /// Messages in a WebSocket on TLS.
+    Wss,
+}
+
+impl Way {
+    /// The name for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Tls => "tls",
+            Self::Wss => "wss",
+        }
+    }
+}
+
+/// How a gateway is reached by connections.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// Where it is, as the profile says it: what a proxy is told, and TLS asks for.
+    pub name: HostPort,
+    /// Its address.
+    pub address: SocketAddr,
+    /// The firewall mark of outgoing packets; 0 is none.
+    pub fwmark: u32,
+    /// A proxy on the way.
+    pub via: Option<(Via, Vec<SocketAddr>)>,
+    /// The name that TLS asks for, when it is another.
+    pub sni: Option<String>,
+    /// How the server shows that it is ours.
+    pub verify: TlsVerify,
+    /// The pin of its certificate.
+    pub pin: Option<String>,
+    /// Where the WebSocket is.
+    pub path: String,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// Nobody there, or nothing gets through.
+    #[error("cannot connect to {0}: {1}")]
+    Connect(SocketAddr, #[source] io::Error),
+    /// The proxy does not let us through.
+    #[error("the proxy {0} does not connect us: {1}")]
+    Proxy(HostPort, String),
+    /// TLS needs a pin, and the profile has none.
+    #[error(
+        "the profile has no tls_pin to recognise the gateway by; take it from `adit peer export`, or set tls_verify to \
+         webpki or off"
+    )]
+    NoPin,
+    /// The server cannot be the gateway, or speaks no TLS.
+    #[error("no TLS with the gateway: {0}")]
+    Tls(#[source] io::Error),
+    /// The web server in front does not lead to the gateway.
+    #[error("no WebSocket at {0}: {1}")]
+    WebSocket(String, String),
+}
+
+/// For each step of a connection.
+const STEP: Duration = Duration::from_secs(6);
+
+/// Connects by `way`.
+///
+/// # Errors
+/// [`LinkError`], after some seconds at the latest.
+pub async fn connect(link: &Link, way: Way) -> Result<NewStream, LinkError> {
+    let stream = match &link.via {
+        None => {
+            open(link.address, link.fwmark).await.map_err(|error| LinkError::Connect(link.address, error))?
+        }
+        Some((via, addresses)) => through_proxy(link, via, addresses).await?,
+    };
+    let (stream, mut layer) = match way {
+        Way::Tcp => (stream, Layer::default()),
+        Way::Tls => secure(link, stream, way).await?,
+        Way::Wss => secure(link, stream, way).await?,
+    };
+    let kind = match way {
+        Way::Tcp => StreamKind::Tcp,
+        Way::Tls => StreamKind::Tls,
+        Way::Wss => StreamKind::Wss,
+    };
+    if way == Way::Wss {
+        layer.websocket = Some(Side::Client);
+    }
+    let lost = |error| LinkError::Connect(link.address, error);
+    let socket = stream.into_std().map_err(lost)?;
+    prepare(&socket).map_err(lost)?;
+    Ok(NewStream { socket, layer, kind, remote: link.address, received: Vec::new() })
+}
+
+async fn open(address: SocketAddr, fwmark: u32) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if fwmark != 0 {
+        SockRef::from(&socket).set_mark(fwmark)?;
+    }
+    let socket = TcpSocket::from_std_stream(socket.into());
+    timeout(STEP, socket.connect(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+async fn through_proxy(link: &Link, via: &Via, addresses: &[SocketAddr]) -> Result<TcpStream, LinkError> {
+    let mut failed = io::Error::new(io::ErrorKind::AddrNotAvailable, "its name has no address");
+    let failure = |what: String| LinkError::Proxy(via.proxy.clone(), what);
+    for address in addresses {
+        match open(*address, link.fwmark).await {
+            Ok(mut stream) => {
+                let asked = timeout(STEP, ask_proxy(&mut stream, link, via)).await;
+                return match asked {
+                    Ok(Ok(())) => Ok(stream),
+                    Ok(Err(error)) => Err(failure(error.to_string())),
+                    Err(_) => Err(failure("no answer".to_owned())),
+                };
+            }
+            Err(error) => failed = error,
+        }
+    }
+    Err(failure(failed.to_string()))
+}
+
+async fn ask_proxy(stream: &mut TcpStream, link: &Link, via: &Via) -> io::Result<()> {
+    let target = &link.name;
+    let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
+    if let Some(user) = &via.user {
+        let password = via.password.as_ref().map_or("", |it| it.as_str());
+        let word = zeroize::Zeroizing::new(format!("{user}:{password}"));
+        let word = BASE64_STANDARD.encode(word.as_bytes());
+        request.push_str(&format!("Proxy-Authorization: Basic {word}\r\n"));
+    }
+    request.push_str("\r\n");
+    stream.write_all(request.as_bytes()).await?;
+    let head = Head::read(stream, &[]).await?;
+    let refused = |what: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, what.to_owned()));
+    match head.status() {
+        Some(200..=299) => Ok(()),
+        Some(407) if via.user.is_some() => refused("it refuses the user or the password (407)"),
+        Some(407) => refused(
+            "it asks for a user and a password (407); write via as http://USER@HOST:PORT, and set via_password",
+        ),
+        Some(403 | 405) => {
+            refused("it forbids connections to that host or port; a gateway on port 443 may be allowed")
+        }
+        Some(status) => refused(&format!("it answers with status {status}")),
+        None => refused("it speaks no HTTP"),
+    }
+}
+
+async fn secure(link: &Link, stream: TcpStream, way: Way) -> Result<(TcpStream, Layer), LinkError> {
+    let config = client_config(link.verify, link.pin.as_deref()).ok_or(LinkError::NoPin)?;
+    let name = link.sni.as_ref().unwrap_or(&link.name.host).clone();
+    let wrong = |_| {
+        LinkError::Tls(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name for TLS")))
+    };
+    let server = ServerName::try_from(name.clone()).map_err(wrong)?;
+    let late = || io::Error::from(io::ErrorKind::TimedOut);
+    let connected = timeout(STEP, TlsConnector::from(Arc::clone(&config)).connect(server, stream)).await;
+    let mut tls = connected.unwrap_or_else(|_| Err(late())).map_err(LinkError::Tls)?;
+    if way == Way::Wss {
+        let failed = |what: String| LinkError::WebSocket(format!("https://{name}{}", link.path), what);
+        match timeout(STEP, open_websocket(&mut tls, &name, &link.path)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(failed(error.to_string())),
+            Err(_) => return Err(failed("no answer".to_owned())),
+        }
+    }
+    let (stream, session) = tls.into_inner();
+    Ok((stream, Layer { tls: Some(Tls::Client(Box::new(session))), websocket: None }))
+}
+
+async fn open_websocket(
+    stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    host: &str,
+    path: &str,
+) -> io::Result<()> {
+    let mut key = [0; 16];
+    aws_lc_rs::rand::fill(&mut key).map_err(|_| io::Error::other("no randomness"))?;
+    let key = BASE64_STANDARD.encode(key);
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    );
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let head = Head::read(stream, &[]).await?;
+    let is_ours = head.status() == Some(101) && head.header("sec-websocket-accept") == Some(&accept_of(&key));
+    match head.status() {
+        _ if is_ours => Ok(()),
+        Some(status) => Err(io::Error::other(format!("the web server answers with status {status}"))),
+        None => Err(io::Error::other("the server speaks no HTTP")),
+    }
+}
