@@ -23,12 +23,12 @@ use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
-use crate::config::{CarrierChoice, ClientSettings, InterfaceName, Layers, Mtu, Origin};
+use crate::config::{ClientSettings, InterfaceName, Layers, Mtu, Origin};
 use crate::control::{self, Answer, ControlError, Verb};
 use crate::daemon::{self, PidFile, Readiness, Start, Watchdog};
 use crate::device;
-use crate::dial::{self, Dial, Target};
-use crate::driver::{self, Driver, DriverConfig};
+use crate::dial;
+use crate::driver::{self, DriverConfig};
 use crate::endpoint::{self, ResolveError};
 use crate::events::EventLog;
 use crate::gateway::{IPV6_OFF, prefix_of, start_metrics};
@@ -240,9 +240,9 @@ impl Client {
         instance.upkeep.facts.allow_lan = block.is_some_and(|it| it.allow_lan);
         instance.upkeep.watch(&mut guard);
         // Not before: the firewall takes an answer only to what it has seen leave.
-        instance.driver.apply(introduction(&file, &reached, &before));
+        instance.driver.apply(introduction(&file, dial::by_datagrams(settings, &reached), &before));
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
-        instance.dial = start_to_reach(&instance.driver, settings, &reached, targets)?;
+        instance.dial = dial::begin(&instance.driver, settings, &reached, targets)?;
         let metrics = start_metrics(&instance, settings.metrics)?;
         Ok(Self { metrics, guard, socket, instance, file, heard, unsaved: true, pid_file })
     }
@@ -317,27 +317,6 @@ impl Client {
         drop(pid_file);
         undone.map(drop).context("the host could not be put back completely; `adit down` tries again")
     }
-}
-
-/// Begins with the handshakes, over UDP or over what the dial finds.
-pub(crate) fn start_to_reach(
-    driver: &Driver,
-    settings: &ClientSettings,
-    reached: &[Reached],
-    targets: Vec<Target>,
-) -> std::io::Result<Option<Dial>> {
-    // A proxy carries no datagrams, and whoever names one wants to go through it.
-    let choice = match settings.carrier {
-        CarrierChoice::Auto if settings.via.is_some() => CarrierChoice::Tls,
-        choice => choice,
-    };
-    if matches!(choice, CarrierChoice::Auto | CarrierChoice::Udp) {
-        driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
-    }
-    if targets.is_empty() {
-        return Ok(None);
-    }
-    Dial::start(driver, choice, targets).map(Some)
 }
 
 fn warn_about(outcome: anyhow::Result<()>) {

@@ -1,11 +1,14 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use adit_proto::event::Command;
 use adit_proto::key::PublicKey;
 
+use super::Dial;
 use crate::client::Reached;
 use crate::config::wgquick::WgQuick;
 use crate::config::{CarrierChoice, ClientSettings};
+use crate::driver::Driver;
 use crate::endpoint::{self, HostPort, ResolveError};
 use crate::stream::{Link, usual_path};
 
@@ -78,4 +81,35 @@ pub(crate) fn targets(
         });
     }
     Ok(targets)
+}
+
+/// What is in effect of what was said: a proxy carries no datagrams, and whoever names one wants to go through it.
+fn choice_of(settings: &ClientSettings) -> CarrierChoice {
+    match settings.carrier {
+        CarrierChoice::Auto if settings.via.is_some() => CarrierChoice::Tls,
+        choice => choice,
+    }
+}
+
+/// The gateways that may be sent datagrams.
+pub(crate) fn by_datagrams<'r>(settings: &ClientSettings, reached: &'r [Reached]) -> &'r [Reached] {
+    match choice_of(settings) {
+        CarrierChoice::Auto | CarrierChoice::Udp => reached,
+        CarrierChoice::Tcp | CarrierChoice::Tls | CarrierChoice::Wss => &[],
+    }
+}
+
+/// Begins with the handshakes, over UDP or over what the dial finds.
+pub(crate) fn begin(
+    driver: &Driver,
+    settings: &ClientSettings,
+    reached: &[Reached],
+    targets: Vec<Target>,
+) -> std::io::Result<Option<Dial>> {
+    let initiate = by_datagrams(settings, reached).iter().map(|it| Command::Initiate(it.peer));
+    driver.apply(initiate.collect());
+    if targets.is_empty() {
+        return Ok(None);
+    }
+    Dial::start(driver, choice_of(settings), targets).map(Some)
 }

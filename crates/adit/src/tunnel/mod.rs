@@ -154,9 +154,8 @@ impl Tunnel {
                 endpoints.watch(it.peer, name, it.known.clone(), Some(it.current));
             }
         }
-        driver.apply(client::introduction(file, &reached, &[]));
-        let dial =
-            client::start_to_reach(&driver, settings, &reached, targets).map_err(TunnelError::Start)?;
+        driver.apply(client::introduction(file, dial::by_datagrams(settings, &reached), &[]));
+        let dial = dial::begin(&driver, settings, &reached, targets).map_err(TunnelError::Start)?;
         let (keeper, link) = Keeper::start(driver, dial, endpoints).map_err(TunnelError::Start)?;
         let names: Vec<String> =
             file.peers.iter().filter_map(|peer| peer.endpoint.as_ref()).map(ToString::to_string).collect();
