@@ -172,6 +172,11 @@ impl Guard {
         self.undo_all(self.on_failure)
     }
 
+    /// From now on what keeps traffic in stays when the guard is dropped or [rolled back](Guard::roll_back).
+    pub fn stay_closed(&mut self) {
+        self.on_failure = Extent::EverythingButBlocks;
+    }
+
     /// Ends the guard and leaves the changes and their journal in place, for [`undo_journal`].
     pub fn leave(mut self) {
         self.journal = None;

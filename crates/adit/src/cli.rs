@@ -24,8 +24,8 @@ use crate::profile::{self, ForVerb};
 use crate::settings::ConfigVerb;
 use crate::status::Asking;
 use crate::{
-    bench, check, demo, export, gateway, import, init, invite, ip, join, keys, peer, plan, proxy, reload,
-    run, service, settings, status, wg,
+    bench, check, demo, export, gateway, import, init, invite, ip, join, keys, lockdown, peer, plan, proxy,
+    reload, run, service, settings, status, wg,
 };
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
@@ -132,6 +132,11 @@ enum Verb {
     /// Show what `up` or `gateway` would change on this host, and change nothing
     #[command(subcommand)]
     Plan(plan::PlanVerb),
+    /// Close this host while no tunnel is up, as `[client]` says or as told; for boot
+    Lockdown {
+        /// Whatever is configured
+        order: Option<lockdown::Order>,
+    },
     /// Bring a tunnel down and put the host back as it was
     Down {
         /// The interface or its file [default: the only one]
@@ -376,6 +381,7 @@ impl Cli {
                 run::run(&run::RunOptions { file, command, log })
             }
             Verb::Plan(verb) => plan::run(&home, verb, layers),
+            Verb::Lockdown { order } => lockdown::run(&home, order, &layers),
             Verb::Down { name } => client::down(&home, name.as_deref()),
             Verb::Status { interface, json, watch } => {
                 let watch = watch.map(|secs| Duration::from_secs(secs.into()));
@@ -432,6 +438,7 @@ impl Verb {
             Self::Reload { .. } => false,
             Self::Plan(_) => true,
             Self::Down { .. }
+            | Self::Lockdown { .. }
             | Self::Status { .. }
             | Self::Events(_)
             | Self::Bench(_)

@@ -105,6 +105,7 @@ fn serve(
         Ok(false) => Err(anyhow!("asked to end before the tunnel was up")),
         Err(error) => Err(error),
     };
+    crate::lockdown::follow(home, &settings, how == Ending::Asked)?;
     let closed = client.close(how);
     let outcome = outcome.map_err(|error| say_if_closed(error, home, interface));
     outcome.and(closed).map(|()| ExitCode::SUCCESS)
@@ -239,6 +240,7 @@ impl Client {
         instance.upkeep.facts.kill_switch = block.is_some();
         instance.upkeep.facts.allow_lan = block.is_some_and(|it| it.allow_lan);
         instance.upkeep.watch(&mut guard);
+        crate::lockdown::give_way(home, settings, &mut guard)?;
         // Not before: the firewall takes an answer only to what it has seen leave.
         instance.driver.apply(introduction(&file, dial::by_datagrams(settings, &reached), &before));
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
@@ -518,6 +520,7 @@ fn clean_up(home: &Home, interface: &str) -> anyhow::Result<ExitCode> {
     if !journal.exists() && !socket.exists() {
         bail!("{interface} is not up; `adit status{}` lists what is", home.flag());
     }
+    crate::lockdown::resume(home)?;
     let report = device::clean_up_after(&journal)?;
     for leftover in [socket, control::pid_path(home, interface)] {
         let _ = std::fs::remove_file(leftover);

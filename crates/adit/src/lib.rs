@@ -30,6 +30,7 @@ pub mod join;
 pub mod keys;
 pub mod lease;
 pub mod limits;
+pub mod lockdown;
 pub mod log;
 pub mod metrics;
 pub mod peer;

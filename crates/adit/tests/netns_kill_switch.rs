@@ -3,13 +3,14 @@
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::thread;
 use std::time::Duration;
 
 use adit_lab::{Host, wait_for};
 
 use common::SOON;
-use common::internet::{WEB, adit, kill_tunnel, status, succeed};
+use common::internet::{WEB, adit, home, kill_tunnel, status, succeed};
 use common::leak::{LeakWorld, ROUTER};
 use common::picture::Picture;
 
@@ -223,5 +224,49 @@ fn what_others_change_is_made_again_and_told() {
     let page = succeed(client, &["status"]).stdout;
     assert!(page.contains("by others") && page.contains("kill switch on"), "{page}");
     succeed(client, &["down"]);
+    before.assert_again(client);
+}
+
+#[test]
+fn lockdown_closes_a_host_before_a_tunnel_and_after_it() {
+    let world = LeakWorld::new("kslock");
+    let client = &world.client;
+    let before = Picture::of(client);
+    let configure = |text: &str| {
+        let file = home(client).join("adit.toml");
+        std::fs::create_dir_all(home(client)).unwrap();
+        std::fs::write(&file, text).unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    };
+    configure("config_version = 1\n");
+    succeed(client, &["lockdown"]);
+    assert!(reaches(client, WEB), "it is off unless it is on");
+
+    configure("config_version = 1\n[client]\nlockdown = true\n");
+    succeed(client, &["lockdown"]);
+    assert!(!reaches(client, WEB));
+    let talkers = world.talk_without_a_connection(10);
+    let leaks = leaks_while(&world, || {
+        thread::sleep(A_WHILE);
+        succeed(client, &["up", &world.file]);
+        assert!(reaches(client, WEB));
+        succeed(client, &["down"]);
+        thread::sleep(A_WHILE);
+        succeed(client, &["up", &world.file]);
+        kill_tunnel(client, "tun-0");
+        succeed(client, &["down"]);
+        thread::sleep(A_WHILE);
+    });
+    drop(talkers);
+    assert_eq!(leaks, [""; 0]);
+    assert!(!reaches(client, WEB));
+
+    succeed(client, &["lockdown", "off"]);
+    assert!(reaches(client, WEB));
+    configure("this is no configuration");
+    let refused = adit(client, &["lockdown"]);
+    assert!(refused.code() == Some(1) && refused.stderr.contains("cannot be read"), "{}", refused.stderr);
+    assert!(!reaches(client, WEB), "what cannot be read closes");
+    succeed(client, &["lockdown", "off"]);
     before.assert_again(client);
 }

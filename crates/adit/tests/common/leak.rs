@@ -59,11 +59,19 @@ impl LeakWorld {
 
     /// Makes client and container talk, every so many milliseconds; the client also on a connection from before.
     pub fn talk(&self, interval_ms: u32) -> [Process; 2] {
+        self.talk_with(interval_ms, &["--existing", &format!("{WEB}:5001")])
+    }
+
+    /// Like [`Self::talk`], where no connection can be made before.
+    pub fn talk_without_a_connection(&self, interval_ms: u32) -> [Process; 2] {
+        self.talk_with(interval_ms, &[])
+    }
+
+    fn talk_with(&self, interval_ms: u32, existing: &[&str]) -> [Process; 2] {
         let (v4, v6) = client_addresses(0);
         let interval = interval_ms.to_string();
         let targets = ["--to", WEB, "--to", WEB6, "--to", GATEWAY, "--to", GATEWAY6, "--to", ROUTER];
-        let existing = format!("{WEB}:5001");
-        let own = ["--source4", v4.as_str(), "--source6", v6.as_str(), "--existing", existing.as_str()];
+        let own = [&["--source4", v4.as_str(), "--source6", v6.as_str()][..], existing].concat();
         let common = ["chatter", "--device", "eth0", "--interval-ms", interval.as_str()];
         let inner = ["--source4", CONTAINER, "--source6", CONTAINER6];
         [(&self.client, &own[..]), (&self.container, &inner[..])].map(|(host, more)| {
