@@ -91,7 +91,7 @@ fn serve(
     readiness: Readiness,
 ) -> anyhow::Result<ExitCode> {
     let mut client = Client::open(home, interface, file, &settings, &readiness)
-        .map_err(|error| say_if_closed(error, home, interface))?;
+        .map_err(|error| block::say_if_closed(error, home, interface))?;
     client.instance.write_events_to(events);
     let mut how = Ending::NeverUp;
     let outcome = match client.wait_for_an_answer(&readiness) {
@@ -107,7 +107,7 @@ fn serve(
     };
     crate::lockdown::follow(home, &settings, how == Ending::Asked)?;
     let closed = client.close(how);
-    let outcome = outcome.map_err(|error| say_if_closed(error, home, interface));
+    let outcome = outcome.map_err(|error| block::say_if_closed(error, home, interface));
     outcome.and(closed).map(|()| ExitCode::SUCCESS)
 }
 
@@ -120,17 +120,6 @@ enum Ending {
     Unasked,
     /// Before it was up: the host is as open or closed as it was.
     NeverUp,
-}
-
-fn say_if_closed(error: anyhow::Error, home: &Home, interface: &str) -> anyhow::Error {
-    match adit_host::blocks_left(&control::journal_path(home, interface)) {
-        Ok(true) => anyhow!(
-            "{error:#}. The kill switch stays: nothing leaves this host until `adit up` succeeds or `adit down {interface}{}` \
-             opens it",
-            home.flag()
-        ),
-        _ => error,
-    }
 }
 
 /// What [`up`] would make of this host, without making it.

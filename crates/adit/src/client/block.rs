@@ -4,7 +4,7 @@ use std::fs;
 use std::net::IpAddr;
 
 use adit_host::{Block, Family, Firewall, Plan};
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use ipnet::IpNet;
 
 use crate::config::wgquick::{Table, WgQuick};
@@ -109,4 +109,16 @@ pub(super) fn refuse_behind_another(home: &Home, interface: &str) -> anyhow::Res
         }
     }
     Ok(())
+}
+
+/// Adds to an error that the host is still closed, when it is.
+pub(super) fn say_if_closed(error: anyhow::Error, home: &Home, interface: &str) -> anyhow::Error {
+    match adit_host::blocks_left(&control::journal_path(home, interface)) {
+        Ok(true) => anyhow!(
+            "{error:#}. The kill switch stays: nothing leaves this host until `adit up` succeeds or `adit down {interface}{}` \
+             opens it",
+            home.flag()
+        ),
+        _ => error,
+    }
 }
