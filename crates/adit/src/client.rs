@@ -7,6 +7,7 @@
 
 mod block;
 mod hook;
+mod reload;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -22,6 +23,7 @@ use adit_proto::key::PublicKey;
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 
+use self::reload::Sources;
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
 use crate::config::{ClientSettings, InterfaceName, Layers, Mtu, Origin};
 use crate::control::{self, Answer, ControlError, Verb};
@@ -68,6 +70,9 @@ pub fn up(home: &Home, options: &UpOptions) -> anyhow::Result<ExitCode> {
     let file = WgQuick::load(&options.file, hooks)?;
     let settings = ClientSettings::load(home, &options.layers, Some(&file))?;
     home.create()?;
+    // A daemon lives in `/`.
+    let path = std::path::absolute(&options.file).unwrap_or_else(|_| options.file.clone());
+    let sources = Sources { home: home.clone(), file: path, hooks, layers: options.layers.clone() };
     let mut log = options.log.clone().rooted();
     if !options.foreground && log.to == LogTarget::Stderr {
         log.to = LogTarget::File(home.state_dir.join(format!("{interface}.log")));
@@ -77,20 +82,21 @@ pub fn up(home: &Home, options: &UpOptions) -> anyhow::Result<ExitCode> {
         Start::Run(readiness) => {
             crate::log::start(&log)?;
             let events = EventLog::new(home, log.events);
-            serve(home, interface.as_str(), file, settings, events, readiness)
+            serve(sources, interface.as_str(), file, settings, events, readiness)
         }
     }
 }
 
 fn serve(
-    home: &Home,
+    sources: Sources,
     interface: &str,
     file: WgQuick,
     settings: ClientSettings,
     events: EventLog,
     readiness: Readiness,
 ) -> anyhow::Result<ExitCode> {
-    let mut client = Client::open(home, interface, file, &settings, &readiness)
+    let home = &sources.home.clone();
+    let mut client = Client::open(sources, interface, file, settings, &readiness)
         .map_err(|error| block::say_if_closed(error, home, interface))?;
     client.instance.write_events_to(events);
     let mut how = Ending::NeverUp;
@@ -153,6 +159,8 @@ fn interface_of(file: &Path) -> anyhow::Result<InterfaceName> {
 
 // The order of the fields is the order in which they go when opening fails half-way.
 struct Client {
+    sources: Sources,
+    settings: ClientSettings,
     metrics: Option<Metrics>,
     guard: Guard,
     socket: PrivateSocket,
@@ -176,12 +184,13 @@ pub(crate) struct Reached {
 
 impl Client {
     fn open(
-        home: &Home,
+        sources: Sources,
         interface: &str,
         file: WgQuick,
-        settings: &ClientSettings,
+        settings: ClientSettings,
         readiness: &Readiness,
     ) -> anyhow::Result<Self> {
+        let home = &sources.home;
         let signals = daemon::signals()?;
         let pid_file = PidFile::lock(&control::pid_path(home, interface))?;
         let journal = control::journal_path(home, interface);
@@ -235,7 +244,7 @@ impl Client {
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
         instance.dial = dial::begin(&instance.driver, settings, &reached, targets)?;
         let metrics = start_metrics(&instance, settings.metrics)?;
-        Ok(Self { metrics, guard, socket, instance, file, heard, unsaved: true, pid_file })
+        Ok(Self { sources, settings, metrics, guard, socket, instance, file, heard, unsaved: true, pid_file })
     }
 
     /// Whether to go on; a tunnel without an answer so far stays up, as with wg-quick.
@@ -255,7 +264,7 @@ impl Client {
                 }
                 Wake::Stop => return Ok(false),
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
-                Wake::Reload(asked) => refuse_reload(asked),
+                Wake::Reload(asked) => self.reload(asked),
                 Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
             }
         }
@@ -274,7 +283,7 @@ impl Client {
                     self.unsaved = true;
                     self.ask_for_grant();
                 }
-                Wake::Reload(asked) => refuse_reload(asked),
+                Wake::Reload(asked) => self.reload(asked),
                 Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
             }
             if self.unsaved {
@@ -313,14 +322,6 @@ impl Client {
 fn warn_about(outcome: anyhow::Result<()>) {
     if let Err(error) = outcome {
         tracing::warn!("{error:#}");
-    }
-}
-
-fn refuse_reload(asked: Option<control::Asked>) {
-    let reason = "a tunnel of a .conf file is not read again while it is up; use `adit down` and `adit up`";
-    match asked {
-        Some(asked) => asked.answer(Answer::Failed(reason.to_owned())),
-        None => tracing::warn!("{reason}"),
     }
 }
 
