@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::config::diagnostic::Place;
 use crate::config::wgquick::{Hooks, WgQuick};
-use crate::config::{Config, Layers, Report};
+use crate::config::{ClientSettings, Config, Document, Layers, Report};
 use crate::home::Home;
 
 /// Checks `file`, or the configuration of `home`. Names ending in `.conf` are wg-quick files.
@@ -24,7 +24,13 @@ pub fn run(
     let path = file.map_or_else(|| home.config_file(), Path::to_owned);
     let checked = if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("conf")) {
         let hooks = if allow_hooks { Hooks::Allowed } else { Hooks::Refused };
-        WgQuick::load(&path, hooks).map(|file| describe_client(&file))
+        WgQuick::load(&path, hooks).and_then(|file| {
+            ClientSettings::load(home, layers, Some(&file))?;
+            Ok(describe_client(&file))
+        })
+    } else if is_of_a_client(&path) {
+        let settings = ClientSettings::load_file(&path, layers, None);
+        settings.and_then(|_| Config::log_file(&path, layers)).map(|_| "settings of a client".to_owned())
     } else {
         Config::load_file(&path, layers).map(|config| describe_gateway(&config))
     };
@@ -42,6 +48,12 @@ pub fn run(
         Err(report) => return Err(report.into()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Settings without a gateway, for the profiles of this home.
+fn is_of_a_client(path: &Path) -> bool {
+    Document::open(path)
+        .is_ok_and(|document| !document.has("gateway") && !document.has("peer") && document.has("client"))
 }
 
 fn errors(name: &str, report: &Report) -> serde_json::Value {

@@ -56,7 +56,9 @@ fn show(home: &Home, args: &ShowArgs, layers: &Layers) -> anyhow::Result<ExitCod
             let file = WgQuick::load(&path, Hooks::Allowed)?;
             ClientSettings::load(home, layers, Some(&file))?.settings
         }
-        None if home.config_file().exists() => Config::load(home, layers)?.settings,
+        None if Document::open(&home.config_file()).is_ok_and(|it| it.has("gateway") || it.has("peer")) => {
+            Config::load(home, layers)?.settings
+        }
         // A client has no file of its own unless it wants one.
         None => ClientSettings::load(home, layers, None)?.settings,
     };

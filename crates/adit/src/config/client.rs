@@ -169,9 +169,16 @@ impl ClientSettings {
     /// # Errors
     /// Every error there is, with its place.
     pub fn load(home: &Home, layers: &Layers, profile: Option<&WgQuick>) -> Result<Self, Report> {
-        let path = home.config_file();
+        Self::load_file(&home.config_file(), layers, profile)
+    }
+
+    /// The same for the file at `path`.
+    ///
+    /// # Errors
+    /// Every error there is, with its place.
+    pub fn load_file(path: &Path, layers: &Layers, profile: Option<&WgQuick>) -> Result<Self, Report> {
         let is_there = path.try_exists().unwrap_or(false);
-        let source = if is_there { read_source(&path)? } else { Source::new("client settings", "") };
+        let source = if is_there { read_source(path)? } else { Source::new("client settings", "") };
         let mut raw = RawConfig::read(&source, Path::new("."), &layers.of_section("client"));
         if let Some(file) = profile {
             raw.put_profile(&file.interface.settings);

@@ -42,6 +42,11 @@ impl Document {
         Ok(Self { path: path.to_owned(), toml: text.parse()? })
     }
 
+    /// Whether there is a section of that name.
+    pub fn has(&self, section: &str) -> bool {
+        self.toml.contains_key(section)
+    }
+
     /// The version that the file claims to be of.
     pub fn version(&self) -> Option<i64> {
         self.toml.get("config_version").and_then(Item::as_integer)

@@ -196,12 +196,19 @@ impl Config {
     /// # Errors
     /// Every error there is, with its place.
     pub fn log(home: &Home, layers: &Layers) -> Result<LogOptions, Report> {
-        let path = home.config_file();
+        Self::log_file(&home.config_file(), layers)
+    }
+
+    /// The same for the file at `path`.
+    ///
+    /// # Errors
+    /// Every error there is, with its place.
+    pub fn log_file(path: &Path, layers: &Layers) -> Result<LogOptions, Report> {
         if !path.try_exists().unwrap_or(false) {
             return Self::log_without_file(layers);
         }
         let directory = path.parent().unwrap_or(Path::new("."));
-        reader::log(RawConfig::read(&read_source(&path)?, directory, &layers.of_section("log")))
+        reader::log(RawConfig::read(&read_source(path)?, directory, &layers.of_section("log")))
     }
 
     /// The logging that flags and variables ask for, where there is no configuration file.
