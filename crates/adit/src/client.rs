@@ -194,7 +194,7 @@ impl Client {
         let signals = daemon::signals()?;
         let pid_file = PidFile::lock(&control::pid_path(home, interface))?;
         let journal = control::journal_path(home, interface);
-        let block = block::asked_for(&file, settings)?;
+        let block = block::asked_for(&file, &settings)?;
         block::refuse_behind_another(home, interface)?;
         device::clean_up_behind_block(&journal)?;
         device::refuse_existing(interface)?;

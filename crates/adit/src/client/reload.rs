@@ -5,7 +5,6 @@ use std::path::PathBuf;
 
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::{Command, PeerUpdate};
-use adit_proto::key::PresharedKey;
 
 use super::{Client, resolve_peers};
 use crate::config::wgquick::{Hooks, Interface, PeerSection, WgQuick};
@@ -140,7 +139,7 @@ fn peer_update(old: &PeerSection, new: &PeerSection) -> Option<PeerUpdate> {
     update.update_only = true;
     if old.preshared_key != new.preshared_key {
         // All zeros is none.
-        update.preshared_key = Some(new.preshared_key.clone().unwrap_or_else(PresharedKey::default));
+        update.preshared_key = Some(new.preshared_key.clone().unwrap_or_default());
     }
     if old.persistent_keepalive_secs != new.persistent_keepalive_secs {
         update.persistent_keepalive_secs = Some(new.persistent_keepalive_secs);

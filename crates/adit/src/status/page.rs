@@ -2,7 +2,7 @@
 
 use adit_proto::reason::DropReason;
 
-use super::words::{cut, list, round_trip, share, size, span, speed};
+use super::words::{cut, list, round_trip, share, size, span, speed, wrapped};
 use super::{PeerReport, Report, Role};
 use crate::config::diagnostic::escape;
 use crate::limits::LimitState;
@@ -29,6 +29,9 @@ enum State {
     NoAnswer,
     NotSeen,
 }
+
+/// What a long name may take of a table.
+const NAME_COLUMNS: usize = 24;
 
 /// Column of the values.
 const INDENT: usize = 14;
@@ -214,11 +217,15 @@ impl Page {
         }
     }
 
-    /// A line, cut where the terminal ends: two lines for one thing would be no glance.
+    /// A line, and more below its value where the terminal ends.
     fn fact(&mut self, name: &str, value: &str) {
-        let line = format!("  {name:<width$}{}", escape(value), width = INDENT - 2);
-        self.out.push_str(cut(&line, self.look.columns).trim_end());
-        self.out.push('\n');
+        let room = self.look.columns.saturating_sub(INDENT);
+        for (index, part) in wrapped(&escape(value), room).iter().enumerate() {
+            let label = if index == 0 { name } else { "" };
+            let line = format!("  {label:<width$}{part}", width = INDENT - 2);
+            self.out.push_str(line.trim_end());
+            self.out.push('\n');
+        }
     }
 
     fn painted(&self, code: &str, text: &str) -> String {
@@ -285,7 +292,7 @@ struct Column {
 }
 
 const COLUMNS: [Kind; 11] = [
-    Kind { header: "PEER", rank: 0, is_number: false, cell: |peer| Some(name(peer)) },
+    Kind { header: "PEER", rank: 0, is_number: false, cell: |peer| Some(cut(&name(peer), NAME_COLUMNS)) },
     Kind { header: "STATE", rank: 1, is_number: false, cell: |peer| Some(State::of(peer).word().to_owned()) },
     Kind {
         header: "HANDSHAKE",

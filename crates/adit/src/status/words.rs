@@ -67,6 +67,22 @@ pub(super) fn cut(text: &str, columns: usize) -> String {
     text.chars().take(columns.saturating_sub(1)).chain(['…']).collect()
 }
 
+/// Lines of at most so many characters, broken between words.
+pub(super) fn wrapped(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        let word = cut(word, columns);
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(&word);
+            }
+            _ => lines.push(word),
+        }
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +103,8 @@ mod tests {
         );
         assert_eq!([999, 1_500, 99_999, 250_000].map(round_trip), ["999 µs", "1.5 ms", "100.0 ms", "250 ms"]);
         assert_eq!([0, 25_000, 1_000_000].map(share), ["0.0 %", "2.5 %", "100.0 %"]);
+        assert_eq!(wrapped("one two  three fourteen", 9), ["one two ", "three", "fourteen"]);
+        assert_eq!(wrapped("a  b", usize::MAX), ["a  b"]);
         assert_eq!((cut("abcdef", 6), cut("abcdefg", 6)), ("abcdef".to_owned(), "abcde…".to_owned()));
     }
 }
