@@ -96,7 +96,7 @@ fn serve(
     readiness: Readiness,
 ) -> anyhow::Result<ExitCode> {
     let home = &sources.home.clone();
-    let mut client = Client::open(sources, interface, file, settings, &readiness)
+    let mut client = Client::open(sources, interface, file, settings.clone(), &readiness)
         .map_err(|error| block::say_if_closed(error, home, interface))?;
     client.instance.write_events_to(events);
     let mut how = Ending::NeverUp;
@@ -211,7 +211,7 @@ impl Client {
         let reached = resolve_peers(&file.peers)?;
         hook::run(&file.interface.hooks, HookTime::PreUp, interface)?;
 
-        let mut targets = dial::targets(&file, &reached, settings)?;
+        let mut targets = dial::targets(&file, &reached, &settings)?;
         let (mut plan, fwmark) = plan(interface, &file, &reached, ipv6, block)?;
         targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
         let tun = Tun::create(&TunConfig {
@@ -238,11 +238,11 @@ impl Client {
         instance.upkeep.facts.kill_switch = block.is_some();
         instance.upkeep.facts.allow_lan = block.is_some_and(|it| it.allow_lan);
         instance.upkeep.watch(&mut guard);
-        crate::lockdown::give_way(home, settings, &mut guard)?;
+        crate::lockdown::give_way(home, &settings, &mut guard)?;
         // Not before: the firewall takes an answer only to what it has seen leave.
-        instance.driver.apply(introduction(&file, dial::by_datagrams(settings, &reached), &before));
+        instance.driver.apply(introduction(&file, dial::by_datagrams(&settings, &reached), &before));
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
-        instance.dial = dial::begin(&instance.driver, settings, &reached, targets)?;
+        instance.dial = dial::begin(&instance.driver, &settings, &reached, targets)?;
         let metrics = start_metrics(&instance, settings.metrics)?;
         Ok(Self { sources, settings, metrics, guard, socket, instance, file, heard, unsaved: true, pid_file })
     }

@@ -3,10 +3,9 @@
 
 use std::path::PathBuf;
 
-use adit_proto::endpoint::Endpoint;
 use adit_proto::event::{Command, PeerUpdate};
 
-use super::{Client, resolve_peers};
+use super::Client;
 use crate::config::wgquick::{Hooks, Interface, PeerSection, WgQuick};
 use crate::config::{ClientSettings, Config, Layers};
 use crate::control::{Answer, Asked, Changes};
@@ -66,21 +65,13 @@ impl Client {
                 continue;
             };
             changes.needs_restart.extend(host_changes(old, new));
-            // Names are resolved before anything changes: a name that is not known is an error of the file.
-            let moved = if old.endpoint == new.endpoint {
-                Vec::new()
-            } else {
-                resolve_peers(std::slice::from_ref(new))?
-            };
-            if let Some(mut update) = peer_update(old, new) {
-                if let Some(reached) = moved.first() {
-                    update.endpoint = Some(Endpoint::udp(reached.current));
-                }
+            if let Some(update) = peer_update(old, new) {
                 commands.push(Command::SetPeer(update));
                 changes.changed.push(name_of(new));
             }
             settled.push(PeerSection {
                 suite: old.suite,
+                endpoint: old.endpoint.clone(),
                 allowed_ips: old.allowed_ips.clone(),
                 ..new.clone()
             });
@@ -126,9 +117,13 @@ fn interface_changes(old: &Interface, new: &Interface) -> Vec<String> {
     differences.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key.to_owned()).collect()
 }
 
-/// What of a peer changes routes, rules or the firewall, or ends its session.
+/// What of a peer changes the way to it, routes, rules or the firewall, or ends its session.
 fn host_changes(old: &PeerSection, new: &PeerSection) -> Vec<String> {
-    let differences = [("AllowedIPs", old.allowed_ips != new.allowed_ips), ("suite", old.suite != new.suite)];
+    let differences = [
+        ("AllowedIPs", old.allowed_ips != new.allowed_ips),
+        ("suite", old.suite != new.suite),
+        ("Endpoint", old.endpoint != new.endpoint),
+    ];
     let of = |(key, _): (&str, bool)| format!("{key} of {}", name_of(new));
     differences.into_iter().filter(|(_, differs)| *differs).map(of).collect()
 }
@@ -144,9 +139,7 @@ fn peer_update(old: &PeerSection, new: &PeerSection) -> Option<PeerUpdate> {
     if old.persistent_keepalive_secs != new.persistent_keepalive_secs {
         update.persistent_keepalive_secs = Some(new.persistent_keepalive_secs);
     }
-    let changed = update.preshared_key.is_some()
-        || update.persistent_keepalive_secs.is_some()
-        || old.endpoint != new.endpoint;
+    let changed = update.preshared_key.is_some() || update.persistent_keepalive_secs.is_some();
     changed.then_some(update)
 }
 
