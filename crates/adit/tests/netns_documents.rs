@@ -49,12 +49,12 @@ const BLOCKS: &[(&str, &str, How)] = &[
     ),
     (
         "README.md",
-        "adit run laptop.conf",
+        "adit join --no-up",
         How::Elsewhere("netns_run.rs", "it asks a server of the real internet"),
     ),
     (
         "README.md",
-        "adit proxy laptop.conf",
+        "adit proxy --socks5",
         How::Elsewhere("netns_proxy.rs", "it asks a server of the real internet"),
     ),
     ("README.md", "sudo adit ip", How::Elsewhere("netns_ip.rs", "it asks services of the real internet")),
