@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::firewall::block::lan_networks;
 use crate::firewall::{ClientFirewall, Firewall, KillSwitch};
@@ -100,6 +100,7 @@ pub fn client_plan(host: &ClientHost) -> Plan {
                 if let Some(block) = host.block {
                     if family == Family::Ipv4 || host.has_ipv6 {
                         plan.rules.extend(closed_rules(family, host.rule_priority, table, block));
+                        plan.routes.push(nothing_else(family, table));
                     }
                 } else if captures.iter().any(|net| Family::of(net.addr()) == family) {
                     plan.rules.extend(rules(family, host.rule_priority, table));
@@ -138,6 +139,18 @@ fn rules(family: Family, priority: u32, table: u32) -> [Rule; 2] {
     [local_first, unmarked]
 }
 
+/// Behind every other route of the table.
+const LAST_METRIC: u32 = u32::MAX;
+
+/// What the tunnel does not carry goes nowhere, instead of to the next rule.
+fn nothing_else(family: Family, table: u32) -> Route {
+    let destination = match family {
+        Family::Ipv4 => IpNet::from(Ipv4Net::default()),
+        Family::Ipv6 => IpNet::from(Ipv6Net::default()),
+    };
+    Route { destination, hop: Hop::Nowhere, table, metric: Some(LAST_METRIC) }
+}
+
 /// Only the LAN is looked for in the main table, and only if it may be reached at all.
 fn closed_rules(family: Family, priority: u32, table: u32, block: Block) -> Vec<Rule> {
     let lan = lan_networks().filter(|net| block.allow_lan && Family::of(net.addr()) == family);
@@ -146,10 +159,9 @@ fn closed_rules(family: Family, priority: u32, table: u32, block: Block) -> Vec<
         to: Some(net),
         ..Rule::new(family, priority, MAIN_TABLE)
     });
-    let unmarked = |rule: Rule| Rule { fwmark: Some(Fwmark::from(table)), invert: true, ..rule };
-    let tunnel = unmarked(Rule::new(family, priority + 1, table));
-    let nothing_else = unmarked(Rule::unreachable(family, priority + 2));
-    lan.chain([tunnel, nothing_else]).collect()
+    let unmarked =
+        Rule { fwmark: Some(Fwmark::from(table)), invert: true, ..Rule::new(family, priority + 1, table) };
+    lan.chain([unmarked]).collect()
 }
 
 /// What is known to be behind the tunnel, beyond everything.
@@ -208,10 +220,10 @@ address  10.9.0.2/32 dev adit0
 address  fd00:9::2/128 dev adit0
 route    192.0.2.0/24 dev adit0 table 51820
 route    default dev adit0 table 51820
+route    default unreachable table 51820 metric 4294967295
+route    default (ipv6) unreachable table 51820 metric 4294967295
 rule     not fwmark 0xca6c table 51820 priority 32765 (ipv4)
-rule     not fwmark 0xca6c unreachable priority 32766 (ipv4)
 rule     not fwmark 0xca6c table 51820 priority 32765 (ipv6)
-rule     not fwmark 0xca6c unreachable priority 32766 (ipv6)
 dns      adit0 servers 10.9.0.1
 "
         );

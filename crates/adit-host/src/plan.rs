@@ -132,7 +132,13 @@ pub struct Route {
 #[serde(rename_all = "snake_case")]
 pub enum Hop {
     Link(String),
-    Gateway { via: IpAddr, link: Option<String> },
+    Gateway {
+        via: IpAddr,
+        link: Option<String>,
+    },
+    /// Nowhere: the host says at once that there is no way. Unlike a rule that says so, such a route does not stand
+    /// in the way of who asks whether a router is on a link, as the kernel does before it takes a route through it.
+    Nowhere,
 }
 
 impl Hop {
@@ -140,6 +146,7 @@ impl Hop {
         match self {
             Hop::Link(link) => Some(link),
             Hop::Gateway { link, .. } => link.as_deref(),
+            Hop::Nowhere => None,
         }
     }
 }
@@ -155,6 +162,7 @@ impl fmt::Display for Route {
             Hop::Link(link) => write!(f, " dev {link}")?,
             Hop::Gateway { via, link: None } => write!(f, " via {via}")?,
             Hop::Gateway { via, link: Some(link) } => write!(f, " via {via} dev {link}")?,
+            Hop::Nowhere => write!(f, " unreachable")?,
         }
         match self.table {
             MAIN_TABLE => {}
@@ -222,11 +230,6 @@ pub struct Rule {
 }
 
 impl Rule {
-    /// A rule that refuses every packet of `family`.
-    pub fn unreachable(family: Family, priority: u32) -> Rule {
-        Rule { unreachable: true, ..Rule::new(family, priority, 0) }
-    }
-
     /// A rule that sends every packet of `family` to `table`.
     pub fn new(family: Family, priority: u32, table: u32) -> Rule {
         Rule {

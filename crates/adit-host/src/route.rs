@@ -154,10 +154,12 @@ pub(crate) fn prepare(
     let there = tables.0.get(&(route.table, route.destination.trunc())).map_or(&[][..], Vec::as_slice);
     let gateway = match route.hop {
         Hop::Gateway { via, .. } => Some(via),
-        Hop::Link(_) => None,
+        Hop::Link(_) | Hop::Nowhere => None,
     };
-    let serves =
-        |it: &Found| it.unicast && it.gateway == gateway && index.is_none_or(|index| it.oif == Some(index));
+    let serves = |it: &Found| match route.hop {
+        Hop::Nowhere => !it.unicast && Some(it.metric) == route.metric,
+        _ => it.unicast && it.gateway == gateway && index.is_none_or(|index| it.oif == Some(index)),
+    };
     if there.iter().any(serves) {
         return Ok(None);
     }
@@ -212,7 +214,10 @@ fn message(made: &MadeRoute) -> RouteMessage {
             (Hop::Link(_), IpNet::V4(_)) => RouteScope::Link,
             _ => RouteScope::Universe,
         },
-        kind: RouteType::Unicast,
+        kind: match route.hop {
+            Hop::Nowhere => RouteType::Unreachable,
+            _ => RouteType::Unicast,
+        },
         ..RouteHeader::default()
     };
     message.attributes.push(RouteAttribute::Table(route.table));

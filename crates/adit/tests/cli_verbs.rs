@@ -324,7 +324,7 @@ fn peer_add_prints_the_clients_file_alone_and_it_checks() {
     let gateway = Gateway::new();
     let ran = gateway.good("peer add laptop --suite aes-256-gcm --dns 1.1.1.1,2606:4700::1111");
     let conf = &ran.stdout;
-    assert!(conf.starts_with("[Interface]\nPrivateKey = "), "{conf}");
+    assert!(conf.starts_with("[Interface]\n# adit: tls_pin = sha256:"), "{conf}");
     assert_eq!(value(conf, "Address"), "10.9.0.2/32, fd00:9::2/128");
     assert_eq!(value(conf, "DNS"), "1.1.1.1, 2606:4700::1111");
     assert_eq!(value(conf, "# adit: suite"), "aes-256-gcm");

@@ -280,7 +280,6 @@ fn what_cannot_be_meant_is_a_usage_error_and_what_is_not_there_a_failure() {
     let untouched = Untouched::now(client);
     for arguments in [
         &["upp"][..],
-        &["up"],
         &["up", &file, "--colour"],
         &["wg"],
         &["gateway", "--listen", ":99999"],
@@ -293,6 +292,7 @@ fn what_cannot_be_meant_is_a_usage_error_and_what_is_not_there_a_failure() {
         assert!(!output.stderr.is_empty() && output.stdout.is_empty(), "{arguments:?}");
         untouched.picture.assert_again(client);
     }
+    untouched.refused(&adit(client, &["up"]), &["there is no profile", "adit up FILE.conf", "adit join URL"]);
     untouched.refused(&adit(client, &["down"]), &["nothing is up here", "adit up FILE.conf"]);
     untouched.refused(&adit(client, &["down", "tun-0"]), &["tun-0 is not up", "adit status"]);
     untouched

@@ -119,7 +119,7 @@ fn two_clients_learn_who_they_are_and_again_after_one_of_them_moved() {
     let client = &net.clients[0];
     client.ip(["addr", "del", "10.100.0.2/24", "dev", "eth0"]).unwrap();
     client.add_address("eth0", "10.100.0.130/24").unwrap();
-    client.add_route("default via 10.100.0.1").unwrap();
+    client.add_route("default via 10.100.0.1 dev eth0").unwrap();
     check(0, "aes-256-gcm", "192.0.2.200");
     check(1, "chacha20-poly1305", "192.0.2.101");
 }

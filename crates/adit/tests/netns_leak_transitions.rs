@@ -100,7 +100,7 @@ fn up(world: &LeakWorld) {
 fn readdress(host: &Host) {
     let (_, v6) = client_addresses(0);
     ip_if_needed(host, &format!("-6 addr add {v6}/64 dev eth0 nodad"));
-    ip_if_needed(host, &format!("route add default via {ROUTER}"));
+    ip_if_needed(host, &format!("route add default via {ROUTER} dev eth0"));
     ip_if_needed(host, &format!("-6 route add default via {}", v6.replace("::2", "::1")));
 }
 

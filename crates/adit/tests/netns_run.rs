@@ -14,7 +14,7 @@ use adit_proto::suite::Suite;
 use common::device::{Device, Program};
 use common::internet::{GATEWAY, GATEWAY6, INSIDE, Internet, WEB, WEB6, admit, init, start_gateway};
 use common::peer::{Interface, Peer};
-use common::rootless::Nobody;
+use common::rootless::{Nobody, OPEN_TUN};
 use common::wire::ip_packets;
 use common::{SOON, on};
 
@@ -300,6 +300,10 @@ fn a_system_without_user_namespaces_is_explained_with_the_command_that_allows_th
              exec setpriv --inh-caps=-all --bounding-set=-all,+setfcap {words} echo it runs"
         );
         let argv = [
+            "sh",
+            "-c",
+            OPEN_TUN,
+            "sh",
             "setpriv",
             "--reuid",
             "65534",

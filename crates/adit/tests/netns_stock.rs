@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use adit_lab::{Host, Invocation};
-use common::internet::{GATEWAY, Internet, adit, home, start_gateway, stop_gateway, succeed};
+use common::internet::{GATEWAY, Internet, WEB, WEB6, adit, home, start_gateway, stop_gateway, succeed};
 
 fn private_file(host: &Host, name: &str, text: &str) -> String {
     let path = host.write(name, text).unwrap();
@@ -93,7 +93,10 @@ fn a_file_made_for_wg_quick_runs_in_adit() {
     );
     let conf = private_file(client, "home.conf", &conf);
     succeed(client, &["up", &conf]);
-    assert_eq!(net.seen_from(client)[0], GATEWAY);
+    let seen = client.agent(["http-get", &format!("http://{WEB}/")]).exec().unwrap().json().unwrap();
+    assert_eq!(seen["text"].as_str().unwrap().trim(), GATEWAY);
+    let other = client.agent(["http-get", &format!("http://[{WEB6}]/")]).attempt().unwrap();
+    assert!(!other.ok(), "a file without IPv6 keeps IPv6 in: {}", other.stdout);
     succeed(client, &["down"]);
     assert_eq!(net.seen_from(client), direct);
     assert!(wg_quick(&net.gateway, "down", &file).ok());
@@ -132,9 +135,16 @@ fn a_phone_reads_the_codes_of_a_peer_and_of_an_invite() {
     succeed(&net.gateway, &["init"]);
     let added = succeed(&net.gateway, &["peer", "add", "phone", "--qr", "--dns", "9.9.9.9"]);
     let file = decoded(&added.stdout);
-    assert!(file.starts_with("[Interface]\nPrivateKey = ") && file.contains("DNS = 9.9.9.9"), "{file}");
+    assert!(file.starts_with("[Interface]\n") && file.contains("\nPrivateKey = "), "{file}");
+    assert!(file.contains("DNS = 9.9.9.9"), "{file}");
     let shown = succeed(&net.gateway, &["peer", "export", "phone", "--dns", "9.9.9.9"]).stdout;
-    let body = |text: &str| text.lines().skip(2).map(str::to_owned).collect::<Vec<_>>().join("\n");
+    let body = |text: &str| {
+        text.lines()
+            .filter(|line| !line.contains("PrivateKey"))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+            .join("\n")
+    };
     assert_eq!(body(file.trim_end()), body(shown.trim_end()), "all but the key");
     let invited = succeed(&net.gateway, &["invite", "tablet", "--qr"]);
     assert_eq!(decoded(&invited.stderr).trim_end(), invited.stdout.trim_end());

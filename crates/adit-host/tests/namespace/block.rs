@@ -39,7 +39,7 @@ fn a_block_outlives_every_end_but_the_one_that_was_asked_for() {
         let before = state();
         let plan = || client_with(Some(Block { allow_lan: false }));
         let blocks = || run("nft", &["list", "ruleset"]).contains("policy drop");
-        let rules = || ip("rule").contains("unreachable");
+        let rules = || ip("route show table all").contains("unreachable default table 51820");
 
         apply(&plan(), &host.journal()).unwrap().leave();
         assert!(blocks_left(&host.journal()).unwrap());

@@ -10,6 +10,15 @@ use super::{ADIT, SOON};
 /// The user id of `nobody`.
 const NOBODY: u32 = 65_534;
 
+/// Everybody may open the TUN device, as udev has it; where it is root's alone, in the mounts of this command only.
+/// `ip netns exec` has given it mounts of its own.
+pub const OPEN_TUN: &str = "\
+    if [ \"$(stat -c %a /dev/net/tun)\" != 666 ]; then \
+        mount -t tmpfs -o mode=755 tmpfs /mnt && mknod -m 666 /mnt/tun c 10 200 \
+        && mount --bind /mnt/tun /dev/net/tun && umount -l /mnt || exit 125; \
+    fi; \
+    exec \"$@\"";
+
 /// Somebody on a host who is not root, has no capability and can get none, with a directory of their own.
 pub struct Nobody {
     pub host: Host,
@@ -55,6 +64,10 @@ impl Nobody {
     pub fn command<S: Into<String>>(&self, argv: impl IntoIterator<Item = S>) -> Invocation {
         let (user, home) = (NOBODY.to_string(), self.directory.path().display().to_string());
         let become_nobody = [
+            "sh",
+            "-c",
+            OPEN_TUN,
+            "sh",
             "setpriv",
             "--reuid",
             &user,
