@@ -233,7 +233,10 @@ fn a_client_that_is_killed_comes_up_again_or_is_taken_down() {
     before.assert_changed(client);
     succeed(client, &["up", &file]);
     assert_eq!(net.seen_from(client), [GATEWAY, GATEWAY6], "up puts the rest back and starts anew");
-    assert_eq!(client.ip(["rule"]).unwrap().stdout.matches("unreachable").count(), 1);
+    assert_eq!(
+        client.ip(["route", "show", "table", "all"]).unwrap().stdout.matches("unreachable default").count(),
+        1
+    );
 
     kill_tunnel(client, "tun-0");
     before.assert_changed(client);

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use adit_lab::{Content, Host};
 
 use common::internet::{
-    GATEWAY, INSIDE, Internet, WEB, admit, finish_download, init, peer_status, start_gateway, status,
-    stop_gateway, succeed,
+    GATEWAY, INSIDE, Internet, WEB, admit, init, peer_status, start_gateway, status, stop_gateway, succeed,
 };
 
 fn received_bytes(host: &Host, interface: &str) -> u64 {
@@ -64,10 +63,10 @@ fn a_download_goes_on_when_the_way_grows_narrow_without_a_word() {
         without_probes > Duration::from_secs(7),
         "without probes the way stays closed: {without_probes:?}"
     );
-    let (with_probes, download, content) = stall(probing, "tun-0");
+    let (with_probes, mut download, _) = stall(probing, "tun-0");
     println!("stalled for {} ms", with_probes.as_millis());
     assert!(with_probes < Duration::from_secs(6), "{with_probes:?}");
-    finish_download(download, content);
+    download.end();
 
     let found = peer_status(&net.gateway, "tun-0")["path_mtu_bytes"].as_u64().unwrap();
     assert!((1_200..=u64::from(NARROW) - 60).contains(&found), "{found}");

@@ -135,7 +135,7 @@ fn what_others_take_away_is_made_again() {
             "nft delete rule inet adit_adit0 output handle 14",
             "nft insert rule inet adit_adit0 output accept",
             "ip rule del pref 32764",
-            "ip -6 rule del pref 32765",
+            "ip -6 rule del pref 32764",
             "ip route del default table 51820",
             "ip route replace default dev up0 table 51820",
             "ip address del 10.9.0.2/32 dev adit0",
