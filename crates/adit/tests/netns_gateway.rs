@@ -235,7 +235,7 @@ fn a_client_that_is_killed_comes_up_again_or_is_taken_down() {
     assert_eq!(net.seen_from(client), [GATEWAY, GATEWAY6], "up puts the rest back and starts anew");
     assert_eq!(
         client.ip(["route", "show", "table", "all"]).unwrap().stdout.matches("unreachable default").count(),
-        1
+        2
     );
 
     kill_tunnel(client, "tun-0");

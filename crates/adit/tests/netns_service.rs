@@ -166,7 +166,15 @@ fn a_killed_client_is_cleaned_up_after_by_down_and_by_the_next_up() {
     kill(&net.client, pid_of(&net.client, "laptop"));
     succeed(&net.client, &["up", &file]);
     assert_eq!(net.client.ping("10.86.0.1", 2).unwrap(), 2);
-    assert_eq!(net.client.ip(["rule"]).unwrap().stdout.matches("unreachable").count(), 1);
+    assert_eq!(
+        net.client
+            .ip(["route", "show", "table", "all"])
+            .unwrap()
+            .stdout
+            .matches("unreachable default")
+            .count(),
+        2
+    );
     succeed(&net.client, &["down", &file]);
     assert_eq!(picture(&net.client), before);
 }
