@@ -125,7 +125,7 @@ pub fn write(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
         .with_context(|| format!("cannot write {} to the disk", directory.display()))
 }
 
-/// Removes what [`write`] left of those files in `directory` whose writer was killed. To be called while nobody writes
+/// Removes what [`write()`] left of those files in `directory` whose writer was killed. To be called while nobody writes
 /// to them.
 pub fn remove_unfinished(directory: &Path, is_meant: impl Fn(&str) -> bool) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
