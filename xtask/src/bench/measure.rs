@@ -20,6 +20,8 @@ const COUNTER_PORT: u16 = 5_300;
 /// Below what makes any gateway ask for cookies.
 const HANDSHAKES_PER_SEC: &str = "500";
 const HANDSHAKE_PEERS: &str = "256";
+const STORM_PEERS: u32 = 10_000;
+const STORM_SECS: u32 = 25;
 const PING_INTERVAL_SECS: f64 = 0.01;
 
 /// One tunnel in the world.
@@ -43,6 +45,7 @@ impl Bench<'_> {
             Work::RttIdle => self.rtt(),
             Work::RttLoad => self.rtt_under_load(),
             Work::Handshakes => self.handshakes(),
+            Work::Storm => self.storm(),
             Work::Peers(count) => {
                 let _crowd = self.tunnel.crowd(strangers(count as usize - 1)?, suite_of(self.peer))?;
                 self.tcp(&[])
@@ -162,6 +165,44 @@ impl Bench<'_> {
         ]);
         values.retain(|_, value| value.is_finite());
         Ok(values)
+    }
+
+    /// Each of many peers starts a session, evenly over a time, beside a flow of another.
+    fn storm(&self) -> Result<Values> {
+        let initiator = self.programs.initiator.display().to_string();
+        let client = &self.world.client;
+        let peers = STORM_PEERS.to_string();
+        let keys = client.command([&initiator, "keys", &peers]).deadline(6 * SOON).exec()?.stdout;
+        let suite = suite_of(self.peer);
+        let _crowd = self.tunnel.crowd(keys.lines().map(str::to_owned).collect(), suite)?;
+        let flow = |secs| -> Result<f64> {
+            let mut server = self.iperf3_server()?;
+            let report = self.iperf3(secs, &[])?;
+            server.end();
+            report["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3 reports no rate")
+        };
+        let before = flow(self.options.seconds)?;
+        let address = format!("{}:{}", World::GATEWAY, self.tunnel.port);
+        let key = self.tunnel.gateway_key()?;
+        let (per_sec, secs) = ((STORM_PEERS / STORM_SECS).to_string(), STORM_SECS.to_string());
+        let suite = suite.unwrap_or("chacha20-poly1305");
+        let mut storm = client.spawn([&initiator, "run", &address, &key, suite, &peers, &per_sec, &secs])?;
+        let during = flow(STORM_SECS)?;
+        let said = adit_lab::wait_for("the end of the storm", 3 * SOON, || {
+            let said = storm.stdout();
+            said.ends_with('\n').then_some(said)
+        })?;
+        storm.end();
+        let numbers: Vec<f64> = said.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+        let [sent, completed, secs] = numbers[..] else { bail!("the initiator says {said:?}") };
+        Ok(BTreeMap::from([
+            ("goodput_percent".to_owned(), 100.0 * during / before),
+            ("gbps_before".to_owned(), before / 1e9),
+            ("gbps_during".to_owned(), during / 1e9),
+            ("initiations".to_owned(), sent),
+            ("storm_completed".to_owned(), completed),
+            ("storm_secs".to_owned(), secs),
+        ]))
     }
 
     fn iperf3_server(&self) -> Result<Process> {

@@ -86,12 +86,14 @@ fn measured(options: &Options) -> Result<(Record, bool)> {
         Some(file) => file.clone(),
         None => target_dir()?.join("bench.json"),
     };
-    let mut record = Record {
+    let new = Record {
         machine: machine::description(),
         versions: programs.versions.clone(),
         seconds: options.seconds,
         samples: Vec::new(),
     };
+    let mut record = if options.append && file.exists() { read(&file)?.continued_by(new)? } else { new };
+    let earlier = record.clone();
     let world = World::new(&programs)?;
     interruption::guard(world.name())?;
     let started = Instant::now();
@@ -99,7 +101,7 @@ fn measured(options: &Options) -> Result<(Record, bool)> {
     for run in 0..options.runs {
         for nic in &options.nics {
             world.set_nic(*nic)?;
-            complete &= measure_all(options, &programs, &world, (run, *nic), &mut record)?;
+            complete &= measure_all(options, &programs, &world, (run, *nic), (&earlier, &mut record))?;
         }
         fs::write(&file, format!("{:#}\n", record.to_json()))
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -113,7 +115,7 @@ fn measure_all(
     programs: &Programs,
     world: &World,
     (run, nic): (usize, Nic),
-    record: &mut Record,
+    (earlier, record): (&Record, &mut Record),
 ) -> Result<bool> {
     let mut complete = true;
     let mut tunnels = Vec::new();
@@ -128,6 +130,7 @@ fn measure_all(
         }
     }
     for work in Work::all() {
+        let number = earlier.runs_of(nic, work) + run;
         for (peer, tunnel) in &tunnels {
             if !options.planned(nic, *peer)(&work) {
                 continue;
@@ -146,7 +149,7 @@ fn measure_all(
                         peer.name(),
                         shown.unwrap_or_default()
                     );
-                    record.samples.push(Sample { run, nic, work, peer: *peer, values });
+                    record.samples.push(Sample { run: number, nic, work, peer: *peer, values });
                 }
                 Err(error) => {
                     interruption::end_if_interrupted();

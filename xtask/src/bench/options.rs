@@ -12,12 +12,14 @@ cargo xtask bench [OPTIONS]
   --quick               one run of one second each: a smoke test, not a measurement
   --runs N              interleaved runs, of which medians are shown (5)
   --seconds N           seconds of each TCP measurement (3)
-  --only WORK,...       some of: tcp udp rtt handshakes peers, or one of a group such as udp-64
+  --only WORK,...       some of: tcp udp rtt handshakes peers storm, or one of a group such as udp-64; storm (all of
+                        10,000 peers start over while one is active) only when asked for
   --peers PEER,...      some of: aes chacha wireguard-go openvpn null gotatun none
                         (all but gotatun, which is built from source, and none, which is the bare link)
   --wireguard-go PATH   measure this wireguard-go in place of the installed one
   --nic KIND            offload (the virtual link as it is), plain (like a plain network card) or both
   --json FILE           where to write every value (bench.json in the target directory)
+  --append              add to that FILE: more runs of the same works, or other works, of the same programs
   --svg FILE            draw the ratios to wireguard-go
   --markdown            print tables for a document
   --from FILE           measure nothing: show an earlier --json FILE";
@@ -100,6 +102,8 @@ pub struct Options {
     pub wireguard_go: Option<PathBuf>,
     pub nics: Vec<Nic>,
     pub json: Option<PathBuf>,
+    /// Whether the file holds runs that these are added to.
+    pub append: bool,
     pub svg: Option<PathBuf>,
     pub markdown: bool,
     pub from: Option<PathBuf>,
@@ -117,6 +121,7 @@ impl Options {
             wireguard_go: None,
             nics: vec![Nic::Offload, Nic::Plain],
             json: None,
+            append: false,
             svg: None,
             markdown: false,
             from: None,
@@ -127,6 +132,7 @@ impl Options {
             let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
             match arg {
                 "--quick" => options.quick = true,
+                "--append" => options.append = true,
                 "--markdown" => options.markdown = true,
                 "--runs" => runs = Some(number(arg, value()?, 100)?),
                 "--seconds" => seconds = Some(number(arg, value()?, 60)?),
@@ -153,10 +159,12 @@ impl Options {
         move |work| {
             let wanted = match &chosen {
                 Some(works) => works.contains(work),
+                None if *work == Work::Storm => false,
                 None if !peer.is_wireguard() => work.is_bulk(),
                 None => nic == Nic::Offload || work.is_bulk() || matches!(work, Work::Udp(64 | 1300)),
             };
-            let possible = peer.is_wireguard() || !matches!(work, Work::Handshakes | Work::Peers(_));
+            let possible =
+                peer.is_wireguard() || !matches!(work, Work::Handshakes | Work::Peers(_) | Work::Storm);
             wanted && possible
         }
     }

@@ -66,6 +66,26 @@ impl Record {
         self.samples.iter().map(|sample| sample.run + 1).max().unwrap_or(0)
     }
 
+    /// How many runs there are of one work.
+    pub fn runs_of(&self, nic: Nic, work: Work) -> usize {
+        let ours = self.samples.iter().filter(|sample| (sample.nic, sample.work) == (nic, work));
+        ours.map(|sample| sample.run + 1).max().unwrap_or(0)
+    }
+
+    /// This record, to be continued with what `new` describes: on the same machine, with the same programs.
+    pub fn continued_by(mut self, new: Self) -> Result<Self> {
+        if self.machine != new.machine || self.seconds != new.seconds {
+            bail!("that record is of another machine or another length; choose another --json FILE");
+        }
+        for (peer, version) in new.versions {
+            let before = self.versions.entry(peer).or_insert_with(|| version.clone());
+            if *before != version {
+                bail!("that record is of {before}, not of {version}; choose another --json FILE");
+            }
+        }
+        Ok(self)
+    }
+
     pub fn has(&self, nic: Nic, peer: Peer) -> bool {
         self.samples.iter().any(|sample| sample.nic == nic && sample.peer == peer)
     }
@@ -197,6 +217,23 @@ mod tests {
         let record = sample_record();
         let text = record.to_json().to_string();
         assert_eq!(Record::from_json(&serde_json::from_str(&text).unwrap()).unwrap(), record);
+    }
+
+    #[test]
+    fn a_record_is_continued_only_with_the_same_programs_on_the_same_machine() {
+        let record = sample_record();
+        assert_eq!(record.runs_of(Nic::Plain, Work::TcpX4), 3);
+        let new = || Record { samples: Vec::new(), ..record.clone() };
+        let mut other_peer = new();
+        other_peer.versions = [("openvpn".to_owned(), "2".to_owned())].into();
+        let merged = record.clone().continued_by(other_peer).unwrap();
+        assert_eq!((merged.versions.len(), &merged.samples), (2, &record.samples));
+        let mut newer = new();
+        newer.versions.insert("wireguard-go".into(), "v0.0.2".into());
+        assert!(record.clone().continued_by(newer).is_err());
+        assert!(record.clone().continued_by(Record { seconds: 1, ..new() }).is_err());
+        let machine = [("cpu".to_owned(), "another".to_owned())].into();
+        assert!(record.clone().continued_by(Record { machine, ..new() }).is_err());
     }
 
     #[test]

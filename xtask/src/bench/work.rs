@@ -24,6 +24,8 @@ pub enum Work {
     Handshakes,
     /// One TCP flow, while the gateway knows so many peers.
     Peers(u32),
+    /// One TCP flow while all of 10,000 other peers start a session.
+    Storm,
 }
 
 /// A value that is read off a kind of work.
@@ -73,12 +75,16 @@ pub const HANDSHAKES: Metric = gain("handshakes_per_sec", "completed per second"
 pub const HANDSHAKES_PER_CPU: Metric =
     gain("handshakes_per_cpu_sec", "per CPU second of the gateway", 1.0, 0);
 
+pub const GOODPUT: Metric = gain("goodput_percent", "% of the throughput before", 1.0, 0);
+pub const STORM_SECS: Metric = cost("storm_secs", "seconds", 1.0, 1);
+pub const STORM_COMPLETED: Metric = gain("storm_completed", "sessions", 1.0, 0);
+
 impl Work {
     pub fn all() -> Vec<Self> {
         use Work::*;
         let single =
             [TcpX1, TcpReverse, TcpX4, TcpBoth, Udp(64), Udp(512), Udp(1300), RttIdle, RttLoad, Handshakes];
-        single.into_iter().chain([1, 100, 1_000, 10_000].map(Peers)).collect()
+        single.into_iter().chain([1, 100, 1_000, 10_000].map(Peers)).chain([Storm]).collect()
     }
 
     /// Bulk transfer over TCP.
@@ -98,6 +104,7 @@ impl Work {
             Self::Handshakes => "handshakes".into(),
             Self::Peers(1) => "TCP, 1 flow, 1 peer".into(),
             Self::Peers(count) => format!("TCP, 1 flow, {count} peers"),
+            Self::Storm => "10,000 peers start over beside 1 TCP flow".into(),
         }
     }
 
@@ -111,6 +118,7 @@ impl Work {
             Self::RttIdle | Self::RttLoad => &[RTT_MEAN, RTT_P50, RTT_P99],
             Self::Handshakes => &[HANDSHAKES, HANDSHAKES_PER_CPU],
             Self::Peers(_) => &[GBPS, RSS],
+            Self::Storm => &[GOODPUT, STORM_SECS, STORM_COMPLETED],
         }
     }
 
@@ -147,6 +155,7 @@ impl fmt::Display for Work {
             Self::RttLoad => f.write_str("rtt-load"),
             Self::Handshakes => f.write_str("handshakes"),
             Self::Peers(count) => write!(f, "peers-{count}"),
+            Self::Storm => f.write_str("storm"),
         }
     }
 }
