@@ -8,9 +8,10 @@
 //!
 //! One lane owns one [`tun::Tun`] queue and one [`carrier::Port`], and sleeps in a [`poll::Poller`].
 //! Nothing here allocates per packet once its buffers have grown to the size of a batch.
-//! This is the only crate with `unsafe`: system calls, and one dispatch on CPU features.
+//! This is the only crate with `unsafe`: system calls, one dispatch on CPU features, and an allocator that counts for tests.
 
 pub mod carrier;
+pub mod counting;
 pub mod memory;
 pub mod poll;
 pub mod sys;

@@ -33,8 +33,8 @@ agents of the lab:
   udp-send ADDR COUNT [--bytes N] [--interval-us N]
   udp-sink --listen ADDR [--count N] [--idle-ms N]
   udp-counter --listen ADDR            counts for udp-rate; answers on the next port
-  udp-rate ADDR [--bytes N] [--trial-ms N] [--lost-percent N]
-                                       the highest rate of which less is lost
+  udp-rate ADDR [--bytes N] [--trial-ms N] [--lost-percent N] [--per-sec N]
+                                       the highest rate of which less is lost, or what becomes of one rate
   udp-relay --listen ADDR --to ADDR [--delay-ms N] [--loss-percent P] [--seed N]
                                        passes datagrams on, each way after a delay, and loses some
   chatter --device NAME [--to IP]... [--source4 IP] [--source6 IP] [--existing ADDR] [--interval-ms N]

@@ -112,9 +112,24 @@ pub(super) fn search(words: &mut Words) -> Outcome {
     let bytes = words.option::<usize>("--bytes")?.unwrap_or(64).clamp(HEADER_BYTES, DATAGRAM_BYTES_MAX);
     let trial = Duration::from_millis(words.option("--trial-ms")?.unwrap_or(400));
     let lost_max = words.option::<f64>("--lost-percent")?.unwrap_or(1.0) / 100.0;
+    let pace = words.option::<f64>("--per-sec")?;
     let address: SocketAddr = words.required("ADDR")?;
     words.end()?;
     let sender = Sender::new(address, bytes)?;
+    if let Some(pace) = pace {
+        let trial = sender.trial(pace, trial)?;
+        let lost = trial.sent.saturating_sub(trial.received);
+        println!(
+            "{}",
+            json!({
+                "packets_per_sec": trial.received_per_sec().round(),
+                "sent": trial.sent,
+                "lost_packets": lost,
+                "reordered": trial.reordered,
+            })
+        );
+        return Ok(());
+    }
     let outcome = highest(lost_max, |rate| sender.trial(rate, trial))?;
     let best = outcome.best.unwrap_or_default();
     println!(

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod device;
+pub mod drivers;
 pub mod internet;
 pub mod leak;
 pub mod node;
