@@ -5,9 +5,11 @@ pub(crate) mod block;
 mod client;
 mod gateway;
 mod invited;
+mod outage;
 pub(crate) mod passage;
 mod reach;
 mod shown;
+mod split;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -23,9 +25,11 @@ pub use self::block::{KillSwitch, Lockdown};
 pub use self::client::ClientFirewall;
 pub use self::gateway::GatewayFirewall;
 pub(crate) use self::gateway::PRIVATE;
+pub use self::outage::OutageFirewall;
 pub use self::passage::{Passage, foreign_forward_drops};
 pub use self::reach::{Allowed, Exposed, Ports, Reach};
 pub(crate) use self::shown::Shown;
+pub use self::split::{Side, SplitFirewall, part_by_name};
 use self::table::{Builder, json, table};
 use crate::error::HostError;
 use crate::guard::Outcome;
@@ -43,6 +47,8 @@ pub enum Firewall {
     Gateway(GatewayFirewall),
     Client(ClientFirewall),
     Lockdown(Lockdown),
+    Split(SplitFirewall),
+    Outage(OutageFirewall),
 }
 
 /// A port we listen on, outside.
@@ -70,19 +76,19 @@ impl Transport {
 impl Firewall {
     /// The name of the table in the `inet` family.
     pub fn table(&self) -> String {
-        let link = match self {
-            Firewall::Gateway(it) => &it.link,
-            Firewall::Client(it) => &it.link,
-            Firewall::Lockdown(_) => return LOCKDOWN_TABLE.to_owned(),
-        };
-        let plain = |c: char| if c.is_ascii_alphanumeric() || "_-.".contains(c) { c } else { '_' };
-        format!("adit_{}", link.chars().map(plain).collect::<String>())
+        match self {
+            Firewall::Gateway(it) => named("adit_", &it.link),
+            Firewall::Client(it) => named("adit_", &it.link),
+            Firewall::Lockdown(_) => LOCKDOWN_TABLE.to_owned(),
+            Firewall::Split(it) => split_table(&it.link),
+            Firewall::Outage(_) => "adit_verify".to_owned(),
+        }
     }
 
     /// Whether it keeps traffic in, so that taking it away lets traffic out.
     pub fn blocks(&self) -> bool {
         match self {
-            Firewall::Gateway(_) => false,
+            Firewall::Gateway(_) | Firewall::Split(_) | Firewall::Outage(_) => false,
             Firewall::Client(it) => it.kill_switch.is_some(),
             Firewall::Lockdown(_) => true,
         }
@@ -95,6 +101,8 @@ impl Firewall {
             Firewall::Gateway(it) => it.build(&mut table),
             Firewall::Client(it) => it.build(&mut table),
             Firewall::Lockdown(it) => it.build(&mut table),
+            Firewall::Split(it) => it.build(&mut table),
+            Firewall::Outage(it) => it.build(&mut table),
         }
         json(table.batch)
     }
@@ -106,8 +114,20 @@ impl fmt::Display for Firewall {
             Firewall::Gateway(it) => it.fmt(f),
             Firewall::Client(it) => it.fmt(f),
             Firewall::Lockdown(it) => it.fmt(f),
+            Firewall::Split(it) => it.fmt(f),
+            Firewall::Outage(it) => it.fmt(f),
         }
     }
+}
+
+fn named(prefix: &str, link: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || "_-.".contains(c) { c } else { '_' };
+    format!("{prefix}{}", link.chars().map(plain).collect::<String>())
+}
+
+/// The table that parts the traffic of the tunnel `link`.
+pub fn split_table(link: &str) -> String {
+    named("adit_split_", link)
 }
 
 /// A table we loaded.
@@ -153,6 +173,14 @@ pub(crate) fn undo(made: &MadeFirewall, lock: &File) -> Result<Outcome, HostErro
         }
         Err(error) => Err(error),
     }
+}
+
+/// Whether our table of the tunnel `link` lets nothing out that it does not know: the kill switch.
+pub fn closes_host(link: &str) -> bool {
+    let table = named("adit_", link);
+    let ruleset = list_ruleset().unwrap_or_default();
+    let mut chains = ruleset["nftables"].as_array().into_iter().flatten().filter_map(|it| it.get("chain"));
+    chains.any(|it| it["table"] == table.as_str() && it["hook"] == "output" && it["policy"] == "drop")
 }
 
 fn list_ruleset() -> Option<Value> {

@@ -32,16 +32,18 @@ mod route;
 mod rule;
 mod surroundings;
 mod sysctl;
+mod ways;
 
 pub use client::{Block, ClientHost, RULE_PRIORITIES, RouteTable, client_plan, is_everything};
 pub use error::HostError;
 pub use firewall::{
-    Allowed, ClientFirewall, Exposed, Firewall, GatewayFirewall, KillSwitch, Listener, Lockdown, Passage,
-    Ports, Reach, Transport, foreign_forward_drops,
+    Allowed, ClientFirewall, Exposed, Firewall, GatewayFirewall, KillSwitch, Listener, Lockdown,
+    OutageFirewall, Passage, Ports, Reach, Side as SplitSide, SplitFirewall, Transport, closes_host,
+    foreign_forward_drops, part_by_name, split_table,
 };
 pub use gateway::{GatewayHost, gateway_plan, private_networks};
 pub use guard::{Guard, RepairExtent, Report, apply, blocks_left, undo_journal, undo_journal_but_blocks};
-pub use link::link_exists;
+pub use link::{ethernet_links, link_exists, link_index, link_name};
 pub use monitor::{HostEvent, watch};
 pub use plan::{Address, Change, Dns, Family, Fwmark, Hop, Link, MAIN_TABLE, Plan, Route, Rule, Sysctl};
 pub use preview::{Preview, Step, preview};
@@ -50,3 +52,4 @@ pub use route::{Way, auto_mtu, find_free_table, route_mtu, way_to};
 pub use rule::find_free_priority;
 pub use surroundings::{Surroundings, surroundings};
 pub use sysctl::{answers_arp_for_all, has_ipv6, ipv6_enabled, links_accepting_router_advertisements};
+pub use ways::watch_ways;

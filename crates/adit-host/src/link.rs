@@ -12,6 +12,27 @@ use crate::plan::Link;
 
 const ENODEV: i32 = 19;
 
+/// The index of an interface.
+pub fn link_index(name: &str) -> Option<u32> {
+    find(&mut Netlink::open().ok()?, name).ok()?.map(|it| it.index)
+}
+
+/// The name of the interface with this index.
+pub fn link_name(index: u32) -> Option<String> {
+    list(&mut Netlink::open().ok()?).ok()?.into_iter().find(|it| it.index == index).map(|it| it.name)
+}
+
+/// The interfaces that are up and carry Ethernet frames.
+pub fn ethernet_links() -> Vec<String> {
+    const ARPHRD_ETHER: &str = "1";
+    let is_ethernet = |name: &str| {
+        let kind = std::fs::read_to_string(format!("/sys/class/net/{name}/type"));
+        kind.is_ok_and(|kind| kind.trim() == ARPHRD_ETHER)
+    };
+    let links = Netlink::open().and_then(|mut netlink| list(&mut netlink)).unwrap_or_default();
+    links.into_iter().filter(|it| it.up && is_ethernet(&it.name)).map(|it| it.name).collect()
+}
+
 /// Whether an interface of this name is in the current network namespace.
 pub fn link_exists(name: &str) -> Result<bool, HostError> {
     Ok(find(&mut Netlink::open()?, name)?.is_some())

@@ -25,7 +25,7 @@ use crate::settings::ConfigVerb;
 use crate::status::Asking;
 use crate::{
     bench, check, demo, export, gateway, import, init, invite, ip, join, keys, lockdown, peer, plan, proxy,
-    reload, run, service, settings, status, wg,
+    reload, run, service, settings, status, verify, wg,
 };
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
@@ -176,6 +176,8 @@ enum Verb {
     Import(ImportArgs),
     /// Print a profile as a wg-quick file for a stock WireGuard
     Export(ExportArgs),
+    /// Test whether anything leaves this host beside its tunnel
+    Verify(verify::VerifyArgs),
     /// Measure the tunnel to the gateway, and what limits it
     Bench(bench::BenchArgs),
     /// Show the address the world sees, and whether it is your own
@@ -382,6 +384,7 @@ impl Cli {
             }
             Verb::Plan(verb) => plan::run(&home, verb, layers),
             Verb::Lockdown { order } => lockdown::run(&home, order, &layers),
+            Verb::Verify(args) => verify::run(&home, &args),
             Verb::Down { name } => client::down(&home, name.as_deref()),
             Verb::Status { interface, json, watch } => {
                 let watch = watch.map(|secs| Duration::from_secs(secs.into()));
@@ -433,7 +436,7 @@ impl Verb {
             // The file that names the services may be a gateway's.
             Self::Ip(_) => true,
             // The process becomes the command, which may dump core; the one that reads the keys sees to itself.
-            Self::Run { .. } => false,
+            Self::Run { .. } | Self::Verify(_) => false,
             Self::Config(_) | Self::Import(_) | Self::Export(_) => true,
             Self::Reload { .. } => false,
             Self::Plan(_) => true,

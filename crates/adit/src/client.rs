@@ -8,6 +8,7 @@
 mod block;
 mod hook;
 mod reload;
+pub mod split;
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU32;
@@ -15,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use self::split::{Marks, Split};
 use adit_host::{Block, ClientHost, Firewall, Fwmark, Guard, Plan, RouteTable};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
@@ -33,6 +35,7 @@ use crate::dial;
 use crate::driver::{self, DriverConfig};
 use crate::endpoint::{self, ResolveError};
 use crate::events::EventLog;
+use crate::forwarder::{Forwarder, Upstream, servers_of_host};
 use crate::gateway::{IPV6_OFF, prefix_of, start_metrics};
 use crate::grant::Grant;
 use crate::heard::{Heard, HeardFile};
@@ -136,12 +139,13 @@ pub fn plan_of(home: &Home, path: &Path, layers: &Layers) -> anyhow::Result<(Str
     let interface = interface_of(path)?.to_string();
     let file = WgQuick::load(path, Hooks::Allowed)?;
     let settings = ClientSettings::load(home, layers, Some(&file))?;
-    let block = block::asked_for(&file, &settings)?;
+    let block = block::asked_for(&file, &settings)?.filter(|_| settings.include.is_empty());
+    let split = Split { include: settings.include.clone(), exclude: settings.exclude.clone() };
     if let Some(pid) = PidFile::holder(&control::pid_path(home, &interface)) {
         bail!("{interface} is up already (process {pid}); `adit status{}` tells how it is", home.flag());
     }
     let reached = resolve_peers(&file.peers)?;
-    let (plan, _) = plan(&interface, &file, &reached, adit_host::ipv6_enabled(), block)?;
+    let (plan, _) = plan(&interface, &file, &reached, adit_host::ipv6_enabled(), block, &split)?;
     Ok((interface, plan))
 }
 
@@ -161,6 +165,7 @@ fn interface_of(file: &Path) -> anyhow::Result<InterfaceName> {
 struct Client {
     sources: Sources,
     settings: ClientSettings,
+    resolver: Option<Forwarder>,
     metrics: Option<Metrics>,
     guard: Guard,
     socket: PrivateSocket,
@@ -194,7 +199,8 @@ impl Client {
         let signals = daemon::signals()?;
         let pid_file = PidFile::lock(&control::pid_path(home, interface))?;
         let journal = control::journal_path(home, interface);
-        let block = block::asked_for(&file, &settings)?;
+        // Whoever names what goes inside wants the rest outside.
+        let block = block::asked_for(&file, &settings)?.filter(|_| settings.include.is_empty());
         block::refuse_behind_another(home, interface)?;
         device::clean_up_behind_block(&journal)?;
         device::refuse_existing(interface)?;
@@ -210,10 +216,22 @@ impl Client {
         }
         let reached = resolve_peers(&file.peers)?;
         hook::run(&file.interface.hooks, HookTime::PreUp, interface)?;
+        let split = Split { include: settings.include.clone(), exclude: settings.exclude.clone() };
+        // Asked before the plan makes the tunnel's servers those of the host.
+        let servers_beside = servers_of_host();
 
         let mut targets = dial::targets(&file, &reached, &settings)?;
-        let (mut plan, fwmark) = plan(interface, &file, &reached, ipv6, block)?;
+        let (mut plan, fwmark) = plan(interface, &file, &reached, ipv6, block, &split)?;
         targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
+        if split.is_needed() {
+            let own = file.interface.addresses.iter().map(IpNet::addr).filter(|it| ipv6 || it.is_ipv4());
+            let marks = Marks::beside(&plan, fwmark)?;
+            split.extend(&mut plan, interface, &own.collect::<Vec<_>>(), marks);
+        }
+        let resolver_at = split.resolver_address(&file, ipv6);
+        if let (Some(at), Some(dns)) = (resolver_at, Split::dns_of(&mut plan, interface, resolver_at)) {
+            dns.servers = vec![at];
+        }
         let tun = Tun::create(&TunConfig {
             name: Some(interface.to_owned()),
             queues: driver::lanes_auto(),
@@ -241,10 +259,30 @@ impl Client {
         crate::lockdown::give_way(home, &settings, &mut guard)?;
         // Not before: the firewall takes an answer only to what it has seen leave.
         instance.driver.apply(introduction(&file, dial::by_datagrams(&settings, &reached), &before));
+        let resolver = match resolver_at {
+            Some(at) => {
+                Some(split.start_resolver(interface, at, &file.interface.dns, &servers_beside, fwmark)?)
+            }
+            None => None,
+        };
+        instance.endpoints.ask_beside(Upstream { servers: servers_beside, fwmark });
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
         instance.dial = dial::begin(&instance.driver, &settings, &reached, targets)?;
+        instance.follow_ways();
         let metrics = start_metrics(&instance, settings.metrics)?;
-        Ok(Self { sources, settings, metrics, guard, socket, instance, file, heard, unsaved: true, pid_file })
+        Ok(Self {
+            sources,
+            settings,
+            metrics,
+            resolver,
+            guard,
+            socket,
+            instance,
+            file,
+            heard,
+            unsaved: true,
+            pid_file,
+        })
     }
 
     /// Whether to go on; a tunnel without an answer so far stays up, as with wg-quick.
@@ -278,7 +316,10 @@ impl Client {
             match wake {
                 Wake::Stop => return Ok(()),
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
-                Wake::Tick => self.instance.endpoints.ask_for_missing(),
+                Wake::Tick => {
+                    self.instance.endpoints.ask_for_missing();
+                    self.instance.follow_ways();
+                }
                 Wake::Heard => {
                     self.unsaved = true;
                     self.ask_for_grant();
@@ -299,11 +340,11 @@ impl Client {
     }
 
     fn close(self, how: Ending) -> anyhow::Result<()> {
-        let Self { metrics, guard, socket, instance, file, mut heard, pid_file, .. } = self;
+        let Self { metrics, resolver, guard, socket, instance, file, mut heard, pid_file, .. } = self;
         heard.save(&instance.driver.snapshot().peers, true);
         let hooks = &file.interface.hooks;
         warn_about(hook::run(hooks, HookTime::PreDown, &instance.interface));
-        drop((socket, metrics));
+        drop((socket, metrics, resolver));
         let undone = match how {
             Ending::Asked => guard.undo(),
             Ending::Unasked => guard.undo_but_blocks(),
@@ -358,6 +399,7 @@ fn plan(
     reached: &[Reached],
     ipv6: bool,
     block: Option<Block>,
+    split: &Split,
 ) -> anyhow::Result<(Plan, u32)> {
     let section = &file.interface;
     let chosen = section.fwmark.and_then(NonZeroU32::new);
@@ -372,18 +414,21 @@ fn plan(
         Mtu::Bytes(bytes) => bytes.into(),
         Mtu::Auto => adit_host::auto_mtu(&in_use, fwmark.get())?,
     };
+    let first_priority = adit_host::find_free_priority(adit_host::RULE_PRIORITIES + 1)?;
+    let allowed: Vec<IpNet> =
+        file.peers.iter().flat_map(|peer| &peer.allowed_ips).filter(carried).copied().collect();
     let mut plan = adit_host::client_plan(&ClientHost {
         link: interface.to_owned(),
         addresses: section.addresses.iter().filter(carried).copied().collect(),
         mtu_bytes,
-        allowed_ips: file.peers.iter().flat_map(|peer| &peer.allowed_ips).filter(carried).copied().collect(),
+        allowed_ips: split.routed(&allowed),
         table: match section.table {
             Table::Auto => RouteTable::Auto,
             Table::Off => RouteTable::Off,
             Table::Number(table) => RouteTable::Number(table),
         },
         fwmark: table,
-        rule_priority: adit_host::find_free_priority(adit_host::RULE_PRIORITIES)?,
+        rule_priority: first_priority + 1,
         dns_servers: section.dns.clone(),
         dns_search: section.search_domains.clone(),
         endpoints,
@@ -392,7 +437,7 @@ fn plan(
         answers_arp_for_all: adit_host::answers_arp_for_all(),
     });
     mark_with(&mut plan, fwmark.get());
-    let needed = chosen.is_some() || !plan.rules.is_empty();
+    let needed = chosen.is_some() || !plan.rules.is_empty() || split.is_needed();
     Ok((plan, if needed { fwmark.get() } else { 0 }))
 }
 
@@ -437,6 +482,7 @@ pub(crate) fn introduction(file: &WgQuick, reached: &[Reached], before: &[Heard]
 }
 
 fn describe(instance: &mut Instance, file: &WgQuick, plan: &Plan, reached: &[Reached]) {
+    instance.followed = reached.iter().map(|it| it.peer).collect();
     instance.mtu_bytes = plan.links.iter().find_map(|link| link.mtu_bytes).unwrap_or_default();
     instance.addresses = plan.addresses.iter().map(|it| it.address.to_string()).collect();
     let names = file.peers.iter().map(|peer| (peer.public_key, peer.name.as_ref().map(ToString::to_string)));
@@ -561,7 +607,7 @@ mod tests {
     fn no_mark_makes_a_table_of_the_system_the_one_of_the_tunnel() {
         for mark in [253, 254, 255, 4242, 0] {
             let file = file(&format!("Address = 10.9.0.2/32\nMTU = 1420\nFwMark = {mark}"), FULL);
-            let (plan, used) = plan("x", &file, &[], true, None).unwrap();
+            let (plan, used) = plan("x", &file, &[], true, None, &Split::default()).unwrap();
             assert!(mark == 0 || used == mark);
             assert!(plan.routes.iter().all(|route| !matches!(route.table, 0 | 253..=255)), "{plan}");
             let marks: Vec<_> = plan.rules.iter().filter_map(|rule| Some(rule.fwmark?.mark)).collect();
@@ -576,7 +622,8 @@ mod tests {
     #[test]
     fn without_ipv6_only_the_rest_of_the_plan_is_made() {
         let file = file("Address = 10.9.0.2/32, fd00:9::2/128\nMTU = 1420", FULL);
-        let [with, without] = [true, false].map(|ipv6| plan("x", &file, &[], ipv6, None).unwrap().0);
+        let [with, without] =
+            [true, false].map(|ipv6| plan("x", &file, &[], ipv6, None, &Split::default()).unwrap().0);
         let sizes = |plan: &Plan| (plan.addresses.len(), plan.routes.len(), plan.rules.len());
         assert_eq!((sizes(&with), sizes(&without)), ((2, 2, 4), (1, 1, 2)));
         assert!(without.addresses.iter().all(|it| it.address.addr().is_ipv4()));

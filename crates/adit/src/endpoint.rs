@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 use adit_proto::key::PublicKey;
 use crossbeam_channel::{Receiver, Sender, bounded};
 
+use crate::forwarder::{self, Upstream};
+
 /// A host, by name or address, and a port.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
@@ -109,6 +111,7 @@ fn next_after(addresses: &[SocketAddr], current: SocketAddr) -> Option<SocketAdd
 #[derive(Debug)]
 pub struct Endpoints {
     names: HashMap<PublicKey, Named>,
+    beside: Upstream,
     answers: Receiver<Answer>,
     sender: Sender<Answer>,
 }
@@ -140,7 +143,7 @@ const QUESTIONS_MAX: usize = 16;
 impl Default for Endpoints {
     fn default() -> Self {
         let (sender, answers) = bounded(QUESTIONS_MAX);
-        Self { names: HashMap::new(), answers, sender }
+        Self { names: HashMap::new(), beside: Upstream::default(), answers, sender }
     }
 }
 
@@ -155,6 +158,11 @@ impl Endpoints {
     ) {
         let named = Named { name, known, current, not_before: Instant::now(), wait: WAIT_MIN, asking: false };
         self.names.insert(peer, named);
+    }
+
+    /// Asks these servers first, beside the tunnel: the system's resolver may lead through the tunnel that is silent.
+    pub fn ask_beside(&mut self, upstream: Upstream) {
+        self.beside = upstream;
     }
 
     /// Asks for the addresses of peers that have none yet.
@@ -196,8 +204,12 @@ impl Endpoints {
         named.not_before = now + named.wait;
         named.wait = (named.wait * 2).min(WAIT_MAX);
         let (peer, name, sender) = (*peer, named.name.clone(), self.sender.clone());
+        let beside = self.beside.clone();
         let spawned = std::thread::Builder::new().name("endpoint".into()).spawn(move || {
-            let found = resolve(&name, TIMEOUT);
+            let found = match forwarder::look_up(&name.host, &beside) {
+                none if none.is_empty() => resolve(&name, TIMEOUT),
+                addresses => Ok(addresses.into_iter().map(|it| (it, name.port).into()).collect()),
+            };
             let _ = sender.send(Answer { peer, found });
         });
         if let Err(error) = spawned {

@@ -7,6 +7,7 @@
 //!   reload: the difference goes to the driver, the new plan to the guard; other sessions stay
 //! ```
 
+mod dns;
 mod invited;
 mod peers;
 mod reach;
@@ -33,6 +34,7 @@ use crate::device;
 use crate::driver::{self, DriverConfig};
 use crate::enrol::Office;
 use crate::events::EventLog;
+use crate::forwarder::Forwarder;
 use crate::heard::{Heard, HeardFile, SESSION_SECS};
 use crate::home::Home;
 use crate::inside::{self, Facts, InsideApi};
@@ -94,6 +96,7 @@ pub fn plan_of(home: &Home, layers: &Layers) -> anyhow::Result<(String, Plan)> {
 struct Gateway {
     door: Option<Door>,
     inside_api: InsideApi,
+    resolver: Option<Forwarder>,
     metrics: Option<Metrics>,
     guard: Guard,
     socket: PrivateSocket,
@@ -131,6 +134,7 @@ const LIVE: &[&str] = &[
     "gateway.fwmark",
     "gateway.masquerade",
     "gateway.client_to_client",
+    "gateway.dns",
     "gateway.lan",
     "gateway.allow",
     "gateway.expose",
@@ -201,6 +205,7 @@ impl Gateway {
         Ok(Self {
             door,
             inside_api,
+            resolver: dns::start(&config),
             metrics,
             guard,
             socket,
@@ -230,6 +235,7 @@ impl Gateway {
                 Wake::Tick => {
                     self.greet_some();
                     self.instance.endpoints.ask_for_missing();
+                    self.instance.follow_ways();
                 }
                 Wake::Heard => self.unsaved = true,
                 Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
@@ -335,6 +341,13 @@ impl Gateway {
         self.instance.hidden = invited.keys();
         describe(&mut self.instance, &new, mtu_bytes);
         crate::log::set_level(new.log.level);
+        if (&new.gateway.dns, new.gateway.fwmark) != (&self.config.gateway.dns, self.config.gateway.fwmark)
+            || new.gateway.addresses() != self.config.gateway.addresses()
+        {
+            // The old one leaves its place first.
+            self.resolver = None;
+            self.resolver = dns::start(&new);
+        }
         self.inside_api.change(callers_and_doors(&new, &invited));
         self.invited = invited;
         if new.gateway.metrics != self.config.gateway.metrics {
@@ -402,9 +415,9 @@ impl Gateway {
     fn close(mut self) -> anyhow::Result<()> {
         self.count_quotas();
         self.quota.save(true);
-        let Self { door, inside_api, metrics, guard, socket, instance, mut heard, .. } = self;
+        let Self { door, inside_api, resolver, metrics, guard, socket, instance, mut heard, .. } = self;
         drop(socket);
-        drop((door, inside_api, metrics));
+        drop((door, resolver, inside_api, metrics));
         heard.save(&instance.driver.snapshot().peers, true);
         let undone = guard.undo();
         instance.ends();
@@ -451,6 +464,8 @@ fn describe(instance: &mut Instance, config: &Config, mtu_bytes: u32) {
     instance.limits = enabled().map(|peer| (peer.public_key, peer.limits.clone())).collect();
     let own = config.gateway.addresses().iter().map(|net| net.addr()).collect();
     instance.driver.forwarding().set_own_addresses(own);
+    instance.followed =
+        enabled().filter(|peer| peer.endpoint.is_some()).map(|peer| peer.public_key).collect();
     instance.name_peers(enabled().map(|peer| (peer.public_key, Some(peer.name.to_string()))));
     let named: std::collections::HashMap<_, _> = enabled()
         .filter_map(|peer| {
@@ -533,7 +548,7 @@ fn plan(config: &Config, invited: &Invited, port: u16, mtu_bytes: u32) -> Plan {
         mtu_bytes,
         routes: carried(routes),
         listeners: listeners(config, port),
-        services: inside_api(config),
+        services: inside_api(config).into_iter().chain(dns::addresses(config)).collect(),
         invited: invited.addresses(),
         masquerade: gateway.masquerade,
         client_to_client: gateway.client_to_client,

@@ -24,6 +24,7 @@ use crate::events::{Event as Record, EventLog, Leaving};
 use crate::grant::Grant;
 use crate::keys;
 use crate::limits::LimitsReport;
+use crate::roaming::Roaming;
 use crate::status::{PeerReport, QueueReport, Report, Role};
 use crate::upkeep::Upkeep;
 
@@ -68,12 +69,15 @@ pub struct Instance {
     pub grant: Option<Grant>,
     /// What chooses how a gateway is reached, where that is to be chosen.
     pub dial: Option<Dial>,
+    /// The peers that we call, and whose way is followed therefore.
+    pub followed: Vec<PublicKey>,
     /// Where the inside APIs of peers answer, as far as known.
     pub inside_apis: HashMap<PublicKey, Vec<SocketAddr>>,
     /// What keeps the host as it should be.
     pub upkeep: Upkeep,
     /// Peers that are none yet: the invited. Nothing is told about them.
     pub hidden: HashSet<PublicKey>,
+    roaming: Roaming,
     heard: HashMap<PublicKey, u64>,
     events_to: EventLog,
     pulse: Pulse,
@@ -103,6 +107,8 @@ impl Instance {
             mtu_bytes: 0,
             limits: HashMap::new(),
             grant: None,
+            followed: Vec::new(),
+            roaming: Roaming::default(),
             inside_apis: HashMap::new(),
             upkeep: Upkeep::default(),
             hidden: HashSet::new(),
@@ -170,7 +176,15 @@ impl Instance {
         let host_events = self.upkeep.events();
         loop {
             self.pulse.beat(&self.driver, &self.events_to);
+            let ways = self.roaming.changes();
             let wake = select! {
+                recv(ways) -> changed => {
+                    if changed.is_err() {
+                        self.roaming.stop_watching();
+                    }
+                    self.follow_ways();
+                    None
+                }
                 recv(self.signals) -> signal => match signal {
                     Ok(Signal::Reload) => Some(Wake::Reload(None)),
                     Ok(Signal::Stop) | Err(_) => Some(Wake::Stop),
@@ -201,11 +215,43 @@ impl Instance {
                     self.resolved(answer.ok());
                     None
                 }
-                default(deadline.saturating_duration_since(Instant::now())) => Some(Wake::Tick),
+                default(self.roaming.patience(deadline.saturating_duration_since(Instant::now()))) => {
+                    let due = self.roaming.due();
+                    self.speak(due);
+                    (Instant::now() >= deadline).then_some(Wake::Tick)
+                }
             };
             if let Some(wake) = wake {
                 return wake;
             }
+        }
+    }
+
+    /// Looks whether the ways to the peers that we call lead elsewhere now, and speaks to those at once.
+    pub fn follow_ways(&mut self) {
+        if self.followed.is_empty() {
+            return;
+        }
+        if self.roaming.changes.is_none() {
+            self.roaming.watch();
+        }
+        let device = self.driver.snapshot();
+        let called = device.peers.iter().filter(|peer| self.followed.contains(&peer.public_key));
+        let places: Vec<_> =
+            called.filter_map(|peer| Some((peer.public_key, peer.endpoint?.remote.ip()))).collect();
+        let moved = self.roaming.look(&places, device.fwmark);
+        for peer in &moved {
+            tracing::info!(peer = self.name_of(peer), "the way to the peer is another");
+        }
+        if let (Some(dial), false) = (&self.dial, moved.is_empty()) {
+            dial.network_changed();
+        }
+        self.speak(moved);
+    }
+
+    fn speak(&self, peers: Vec<PublicKey>) {
+        if !peers.is_empty() {
+            self.driver.apply(peers.into_iter().map(Command::Reconnect).collect());
         }
     }
 
@@ -265,6 +311,7 @@ impl Instance {
                 if by_udp {
                     self.endpoints.heard(peer, endpoint);
                 }
+                self.roaming.heard(peer);
                 return Some(Wake::Heard);
             }
             Event::Roamed { peer, endpoint } => {

@@ -74,7 +74,11 @@ impl Lease {
             gateway: config.gateway.private_key.public_key(),
             endpoint: endpoint_of(home, config)?,
             allowed_ips,
-            dns: terms.dns.clone(),
+            dns: if terms.dns.is_empty() && terms.split.is_none() {
+                config.gateway.resolver_addresses()
+            } else {
+                terms.dns.clone()
+            },
             persistent_keepalive_secs: CLIENT_KEEPALIVE_SECS,
             inside_api: config.gateway.inside_api(),
             tls_pin: tls_pin_of(home, config),

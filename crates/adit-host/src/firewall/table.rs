@@ -10,7 +10,7 @@ use nftables::expr::{
     BinaryOperation, CT, Expression, Fib, FibFlag, FibResult, Meta, MetaKey, NamedExpression, Payload,
     PayloadField, Prefix, RT, RTKey, Range, SetItem, TcpOption,
 };
-use nftables::schema::{Chain, NfListObject, Rule, Table};
+use nftables::schema::{Chain, NfListObject, Rule, Set, SetFlag, SetType, SetTypeValue, Table};
 use nftables::stmt::{Mangle, Match, NAT, NATFamily, NATFlag, Operator, Statement};
 use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde_json::Value;
@@ -66,6 +66,22 @@ impl Builder {
             policy: Some(policy),
             ..Chain::default()
         }));
+    }
+
+    /// A set of addresses, each with a time of its own.
+    pub(super) fn address_set(&mut self, name: &'static str, family: Family) {
+        let kind = match family {
+            Family::Ipv4 => SetType::Ipv4Addr,
+            Family::Ipv6 => SetType::Ipv6Addr,
+        };
+        self.batch.add(NfListObject::Set(Box::new(Set {
+            family: NfFamily::INet,
+            table: self.name.clone().into(),
+            name: name.into(),
+            set_type: SetTypeValue::Single(kind),
+            flags: Some(HashSet::from([SetFlag::Timeout])),
+            ..Set::default()
+        })));
     }
 
     pub(super) fn rule(&mut self, chain: &'static str, statements: impl Into<Vec<Stmt>>) {

@@ -100,6 +100,17 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// Lets a process stand still, or go on.
+///
+/// # Errors
+/// It is gone, or it is not ours to stop.
+pub fn freeze(pid: u32, still: bool) -> io::Result<()> {
+    let signal = if still { libc::SIGSTOP } else { libc::SIGCONT };
+    let pid = i32::try_from(pid).ok().filter(|&pid| pid > 0).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: kill(2) takes plain numbers; a positive one names a single process.
+    super::check(unsafe { libc::kill(pid, signal) }).map(drop)
+}
+
 /// Whether a process with this id exists (it may belong to another user).
 pub fn process_exists(pid: u32) -> bool {
     let Ok(pid @ 1..) = i32::try_from(pid) else { return false };

@@ -16,6 +16,7 @@ use clap::builder::{NonEmptyStringValueParser, TypedValueParser};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use zeroize::Zeroizing;
 
+use super::destination::{Destination, parse_destination};
 use super::diagnostic::{Complaint, Place, Report, Source};
 use super::raw::{KEYS, Key, Kind, Layers, Origin, Raw, RawConfig};
 use super::reader::Reader;
@@ -60,6 +61,10 @@ client_settings! {
     kill_switch: KillSwitch = setting parse_kill_switch,
     /// Whether the networks around this machine stay within reach beside a full tunnel.
     allow_lan: bool = setting parse_switch,
+    /// Only these go through the tunnel; none is everything the profile allows.
+    include: Vec<Destination> = words parse_destination,
+    /// These go beside the tunnel.
+    exclude: Vec<Destination> = words parse_destination,
     /// Whether nothing may leave beside the tunnel from boot on, tunnel or not.
     lockdown: bool = setting parse_switch,
     /// What carries the messages to the gateway.
@@ -85,7 +90,8 @@ client_settings! {
 }
 
 /// Keys of `up` alone: they change the host, or are for a service.
-const OF_THE_HOST: &[&str] = &["kill_switch", "allow_lan", "lockdown", "metrics", "metrics_beyond_loopback"];
+const OF_THE_HOST: &[&str] =
+    &["kill_switch", "allow_lan", "lockdown", "metrics", "metrics_beyond_loopback", "include", "exclude"];
 
 /// Whether what belongs into the tunnel may leave beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -10,6 +10,7 @@
 //! Flags come before the environment, that before the file, that before the default, key by key.
 
 mod client;
+mod destination;
 pub mod diagnostic;
 mod document;
 mod host_port;
@@ -36,6 +37,7 @@ use adit_proto::suite::Suite;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub use self::client::{CarrierChoice, ClientFlags, ClientSettings, KillSwitch, ProfileSetting, client_keys};
+pub use self::destination::{Destination, parse_destination};
 use self::diagnostic::Place;
 pub use self::diagnostic::{Complaint, Report, Source};
 pub use self::document::Document;
@@ -48,7 +50,9 @@ use self::reach::Reach;
 pub(crate) use self::reader::parse_tag;
 pub use self::service_url::ServiceUrl;
 pub use self::stream::StreamSettings;
-pub use self::value::{Lanes, Mtu, Offload, parse_fwmark, parse_keepalive, parse_lanes, parse_log_format};
+pub use self::value::{
+    GatewayDns, Lanes, Mtu, Offload, parse_fwmark, parse_keepalive, parse_lanes, parse_log_format,
+};
 pub use self::value::{
     parse_inside_api, parse_log_level, parse_mtu, parse_offload, parse_suite, parse_switch,
 };
@@ -100,6 +104,8 @@ pub struct Gateway {
     pub client_to_client: bool,
     /// What clients reach beyond the two switches above.
     pub reach: Reach,
+    /// The resolver at the inside addresses.
+    pub dns: GatewayDns,
     /// Whether the tunnel passes forward chains of other programs that drop by default.
     pub pass_firewalls: bool,
     /// Whether the kernel's offloads are used.
@@ -239,6 +245,16 @@ impl Gateway {
             Ipv6Net::new_assert(Ipv6Addr::from(first6), network.prefix_len())
         });
         std::iter::once(IpNet::V4(v4)).chain(v6.map(IpNet::V6)).collect()
+    }
+
+    /// Where clients find the resolver; nowhere when it is off.
+    pub fn resolver_addresses(&self) -> Vec<IpAddr> {
+        match self.dns {
+            GatewayDns::Off => Vec::new(),
+            GatewayDns::Gateway | GatewayDns::Servers(_) => {
+                self.addresses().iter().map(|net| net.addr()).collect()
+            }
+        }
     }
 
     /// Where the inside API answers; nowhere when it is off.

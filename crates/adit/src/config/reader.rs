@@ -18,7 +18,7 @@ use super::reach::{Exposure, Reach, Transport};
 use super::service_url::ServiceUrl;
 use super::stream::{self, StreamSettings};
 use super::value::{
-    number, parse_event_level, parse_fwmark, parse_inside_api, parse_keepalive, parse_lanes,
+    GatewayDns, number, parse_event_level, parse_fwmark, parse_inside_api, parse_keepalive, parse_lanes,
     parse_log_format, parse_log_level, parse_metrics, parse_mtu, parse_offload, parse_rotate_keep,
     parse_rotate_mib, parse_suite, parse_switch,
 };
@@ -116,6 +116,7 @@ impl Reader {
         let client_to_client = self.setting("gateway.client_to_client", parse_switch);
         let expose_place = self.place("gateway.expose");
         let reach = self.reach();
+        let dns = self.gateway_dns();
         let pass_firewalls = self.setting("gateway.pass_firewalls", parse_switch);
         let offload = self.setting("gateway.offload", parse_offload);
         let lanes = self.setting("gateway.lanes", parse_lanes);
@@ -158,6 +159,7 @@ impl Reader {
             client_to_client: client_to_client?,
             reach: reach?,
             pass_firewalls: pass_firewalls?,
+            dns: dns?,
             offload: offload?,
             lanes: lanes?,
             inside_api: inside_api?,
@@ -363,6 +365,18 @@ impl Reader {
         match item {
             None => Some(None),
             Some(item) => self.parse(item, parse).map(Some),
+        }
+    }
+
+    fn gateway_dns(&mut self) -> Option<GatewayDns> {
+        let place = self.place("gateway.dns");
+        let words = self.words("gateway.dns", |text| Ok(text.to_owned()))?;
+        match GatewayDns::from_words(&words) {
+            Ok(dns) => Some(dns),
+            Err(complaint) => {
+                self.raw.report.push(place, complaint);
+                None
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The small choices of the configuration: each has one spelling.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
 
@@ -18,6 +19,41 @@ pub enum Mtu {
     Auto,
     /// So many bytes, 576 to 65535.
     Bytes(u16),
+}
+
+/// The resolver that a gateway offers at its inside addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum GatewayDns {
+    /// None.
+    #[default]
+    Off,
+    /// It asks the servers of the host.
+    Gateway,
+    /// It asks these.
+    Servers(Vec<IpAddr>),
+}
+
+impl GatewayDns {
+    /// One word, or addresses.
+    ///
+    /// # Errors
+    /// Both at once, or neither.
+    pub fn from_words(words: &[String]) -> Result<Self, Complaint> {
+        match words {
+            [] => Ok(Self::Off),
+            [word] if word == "off" => Ok(Self::Off),
+            [word] if word == "gateway" => Ok(Self::Gateway),
+            addresses => {
+                let parsed: Result<Vec<IpAddr>, _> = addresses.iter().map(|text| text.parse()).collect();
+                parsed.map(Self::Servers).map_err(|_| {
+                    Complaint::new(
+                        format!("`{}` names no resolver", addresses.join(" ")),
+                        "write \"gateway\", \"off\", or the addresses of DNS servers: [\"9.9.9.9\", \"2620:fe::fe\"]",
+                    )
+                })
+            }
+        }
+    }
 }
 
 /// How many lanes (threads, each with a queue of the device and a socket) carry packets.

@@ -1,0 +1,261 @@
+//! A split tunnel: what `include` and `exclude` say, made of routes, marks and a resolver that notes addresses.
+//!
+//! ```text
+//!   exclude NETWORK  ─► mark of our own sockets ─► beside the tunnel
+//!   exclude DOMAIN   ─► our resolver asks the outside servers, notes the addresses ─► the same mark
+//!   include NETWORK  ─► the only routes into the tunnel
+//!   include DOMAIN   ─► our resolver asks the servers inside, notes the addresses ─► a mark of their own ─► the tunnel
+//! ```
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use adit_host::{
+    Dns, Family, Firewall, Fwmark, Hop, HostError, Plan, Route, Rule, SplitFirewall, SplitSide, part_by_name,
+};
+use anyhow::Context;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::config::Destination;
+use crate::config::wgquick::WgQuick;
+use crate::forwarder::{Forwarder, Found, Policy, Upstream};
+
+/// What takes the other way.
+#[derive(Clone, Debug, Default)]
+pub struct Split {
+    /// Only this goes through the tunnel; empty is everything the profile allows.
+    pub include: Vec<Destination>,
+    /// This goes beside it.
+    pub exclude: Vec<Destination>,
+}
+
+/// The numbers that a plan with a split needs.
+#[derive(Clone, Copy, Debug)]
+pub struct Marks {
+    /// The mark of our own sockets.
+    pub outside: u32,
+    /// A free mark and table for what goes inside by name.
+    pub inside: u32,
+    /// A free priority for the rule that leads there.
+    pub rule_priority: u32,
+}
+
+impl Marks {
+    /// The numbers that go with a plan whose own sockets bear the mark `outside`: the rule comes just before the plan's.
+    pub fn beside(plan: &Plan, outside: u32) -> Result<Self, HostError> {
+        let before = plan.rules.iter().map(|rule| rule.priority).min().map(|first| first.saturating_sub(1));
+        let rule_priority = match before {
+            Some(priority) => priority,
+            None => adit_host::find_free_priority(1)?,
+        };
+        let inside = adit_host::find_free_table(outside.saturating_add(1))?;
+        Ok(Self { outside, inside, rule_priority })
+    }
+}
+
+impl Split {
+    /// Whether there is anything to do.
+    pub fn is_needed(&self) -> bool {
+        !self.include.is_empty() || !self.exclude.is_empty()
+    }
+
+    /// Whether only what is named goes through the tunnel.
+    pub fn only_some(&self) -> bool {
+        !self.include.is_empty()
+    }
+
+    /// What of `allowed` gets a route into the tunnel.
+    pub fn routed(&self, allowed: &[IpNet]) -> Vec<IpNet> {
+        if !self.only_some() {
+            return allowed.to_vec();
+        }
+        let wanted = networks(&self.include);
+        let both = |wanted: &IpNet, allowed: &IpNet| {
+            if allowed.contains(wanted) {
+                Some(*wanted)
+            } else if wanted.contains(allowed) {
+                Some(*allowed)
+            } else {
+                None
+            }
+        };
+        let pairs = wanted.iter().flat_map(|wanted| allowed.iter().filter_map(move |it| both(wanted, it)));
+        let mut routed: Vec<IpNet> = pairs.collect();
+        routed.sort();
+        routed.dedup();
+        routed
+    }
+
+    /// Whether names decide, so that a resolver has to look at them.
+    pub fn has_names(&self) -> bool {
+        self.include.iter().chain(&self.exclude).any(|it| matches!(it, Destination::Domain(_)))
+    }
+
+    /// Adds to a client's plan what parts its traffic. `addresses` are those of the tunnel.
+    pub fn extend(&self, plan: &mut Plan, link: &str, addresses: &[IpAddr], marks: Marks) {
+        let inside_names = self.include.iter().any(|it| matches!(it, Destination::Domain(_)));
+        if inside_names {
+            for family in [Family::Ipv4, Family::Ipv6] {
+                let everywhere = match family {
+                    Family::Ipv4 => IpNet::V4(Ipv4Net::default()),
+                    Family::Ipv6 => IpNet::V6(Ipv6Net::default()),
+                };
+                if !addresses.iter().any(|it| it.is_ipv4() == everywhere.addr().is_ipv4()) {
+                    continue;
+                }
+                plan.routes.push(Route {
+                    destination: everywhere,
+                    hop: Hop::Link(link.to_owned()),
+                    table: marks.inside,
+                    metric: None,
+                });
+                let rule = Rule::new(family, marks.rule_priority, marks.inside);
+                plan.rules.push(Rule { fwmark: Some(Fwmark::from(marks.inside)), ..rule });
+            }
+        }
+        plan.firewalls.push(Firewall::Split(SplitFirewall {
+            link: link.to_owned(),
+            addresses: addresses.to_vec(),
+            outside_mark: marks.outside,
+            inside_mark: inside_names.then_some(marks.inside),
+            excluded: networks(&self.exclude),
+        }));
+    }
+
+    /// Where our own resolver answers, when names decide: the first inside address.
+    pub fn resolver_address(&self, file: &WgQuick, ipv6: bool) -> Option<IpAddr> {
+        let own = file.interface.addresses.iter().map(IpNet::addr);
+        if self.has_names() {
+            own.filter(|it| ipv6 || it.is_ipv4()).min_by_key(IpAddr::is_ipv6)
+        } else {
+            None
+        }
+    }
+
+    /// The plan's DNS, which is there when our own resolver is.
+    pub fn dns_of<'a>(plan: &'a mut Plan, link: &str, resolver: Option<IpAddr>) -> Option<&'a mut Dns> {
+        if resolver.is_some() && plan.dns.is_none() {
+            plan.dns = Some(Dns { link: link.to_owned(), servers: Vec::new(), search: Vec::new() });
+        }
+        plan.dns.as_mut()
+    }
+
+    /// The resolver that notes the addresses of names.
+    ///
+    /// # Errors
+    /// Something else answers there.
+    pub fn start_resolver(
+        &self,
+        link: &str,
+        at: IpAddr,
+        inside_servers: &[IpAddr],
+        servers_beside: &[SocketAddr],
+        outside_mark: u32,
+    ) -> anyhow::Result<Forwarder> {
+        let table = adit_host::split_table(link);
+        let inside = inside_servers.iter().map(|it| SocketAddr::new(*it, 53)).collect();
+        let policy = Names {
+            split: self.clone(),
+            table,
+            inside: Upstream { servers: inside, fwmark: 0 },
+            outside: Upstream { servers: servers_beside.to_vec(), fwmark: outside_mark },
+        };
+        Forwarder::start(&[SocketAddr::new(at, 53)], Arc::new(policy)).with_context(|| {
+            format!("cannot answer DNS questions at {at}, which names in include or exclude need")
+        })
+    }
+}
+
+fn networks(destinations: &[Destination]) -> Vec<IpNet> {
+    let network = |it: &Destination| match it {
+        Destination::Network(network) => Some(*network),
+        Destination::Domain(_) => None,
+    };
+    destinations.iter().filter_map(network).collect()
+}
+
+/// Whom to ask about a name, and which way to its addresses.
+struct Names {
+    split: Split,
+    table: String,
+    inside: Upstream,
+    outside: Upstream,
+}
+
+impl Names {
+    fn side(&self, name: &str) -> Option<SplitSide> {
+        let holds = |list: &[Destination]| list.iter().any(|it| it.holds_name(name));
+        if holds(&self.split.exclude) {
+            return Some(SplitSide::Outside);
+        }
+        holds(&self.split.include).then_some(SplitSide::Inside)
+    }
+}
+
+impl Policy for Names {
+    fn upstream(&self, name: &str) -> Upstream {
+        let goes_inside = match self.side(name) {
+            Some(SplitSide::Outside) => false,
+            Some(SplitSide::Inside) => true,
+            None => !self.split.only_some(),
+        };
+        // Whoever has no servers on one side has to be content with the other.
+        let (first, other) =
+            if goes_inside { (&self.inside, &self.outside) } else { (&self.outside, &self.inside) };
+        if first.servers.is_empty() && !goes_inside { other.clone() } else { first.clone() }
+    }
+
+    fn learn(&self, name: &str, found: &[Found]) {
+        let Some(side) = self.side(name) else { return };
+        let usable = |(address, ttl_secs): &Found| {
+            let is_of_the_internet =
+                !address.is_loopback() && !address.is_unspecified() && !address.is_multicast();
+            is_of_the_internet.then(|| (*address, Duration::from_secs(u64::from(*ttl_secs)) + GRACE))
+        };
+        let addresses: Vec<(IpAddr, Duration)> = found.iter().filter_map(usable).collect();
+        if let Err(error) = part_by_name(&self.table, side, &addresses) {
+            tracing::warn!("the addresses of {name} take the usual way: {error}");
+        }
+    }
+}
+
+/// Programs connect a moment after they have asked.
+const GRACE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::parse_destination;
+
+    fn split(include: &[&str], exclude: &[&str]) -> Split {
+        let all = |texts: &[&str]| texts.iter().map(|it| parse_destination(it).unwrap()).collect();
+        Split { include: all(include), exclude: all(exclude) }
+    }
+
+    #[test]
+    fn only_what_is_included_and_allowed_is_routed_into_the_tunnel() {
+        let nets = |texts: &[&str]| texts.iter().map(|it| it.parse().unwrap()).collect::<Vec<IpNet>>();
+        let everything = nets(&["0.0.0.0/0", "::/0"]);
+        assert_eq!(split(&[], &["10.0.0.0/8"]).routed(&everything), everything);
+        assert_eq!(split(&["10.0.0.0/8", "example.org"], &[]).routed(&everything), nets(&["10.0.0.0/8"]));
+        assert_eq!(split(&["10.0.0.0/8"], &[]).routed(&nets(&["10.1.0.0/16"])), nets(&["10.1.0.0/16"]));
+        assert!(split(&["10.0.0.0/8"], &[]).routed(&nets(&["192.168.0.0/16"])).is_empty());
+    }
+
+    #[test]
+    fn a_name_is_asked_where_it_will_be_reached() {
+        let server =
+            |last: u8, fwmark: u32| Upstream { servers: vec![([192, 0, 2, last], 53).into()], fwmark };
+        let names =
+            |split: Split| Names { split, table: String::new(), inside: server(1, 0), outside: server(2, 7) };
+        let excluding = names(split(&[], &["example.org"]));
+        assert_eq!(excluding.upstream("www.example.org"), server(2, 7));
+        assert_eq!(excluding.upstream("example.com"), server(1, 0));
+        let including = names(split(&["example.org"], &["beside.example.org"]));
+        assert_eq!(including.upstream("www.example.org"), server(1, 0));
+        assert_eq!(including.upstream("beside.example.org"), server(2, 7), "the exception counts");
+        assert_eq!(including.upstream("example.com"), server(2, 7));
+        assert_eq!(including.side("example.com"), None);
+    }
+}

@@ -1,0 +1,292 @@
+//! `adit verify`: does anything leave this host beside the tunnel, also while the tunnel is cut?
+//!
+//! ```text
+//!   control: the sniffer has to see the tunnel's own packets, and one that is sent outside on purpose
+//!   for each cut: cut ─► traffic of every class ─► what left by the interfaces outside? ─► mend
+//! ```
+//!
+//! What is not the tunnel, and not what keeps a host on its network, is a leak, whoever sent it. A test whose control
+//! fails has no result at all.
+
+mod cut;
+mod sniffer;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::process::ExitCode;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use serde::Serialize;
+
+use self::cut::Cut;
+use self::sniffer::{Seen, Sniffer};
+use self::traffic::{CONTROL, Class, Fate, Outside};
+use crate::control::{self, Answer, Verb};
+use crate::home::Home;
+use crate::privilege;
+use crate::status::{Report, Role};
+
+/// What `adit verify` may be told.
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// The tunnel [default: the only one]
+    #[arg(value_name = "IFNAME")]
+    interface: Option<String>,
+    /// Do not cut the tunnel: only look at what leaves while it is up
+    #[arg(long)]
+    no_cuts: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The outcome of a test.
+#[derive(Debug, Serialize)]
+struct Outcome {
+    schema: u32,
+    interface: String,
+    outside_interfaces: Vec<String>,
+    /// Whether the sniffer saw what it has to see; without that, nothing else counts.
+    control: Control,
+    kill_switch: bool,
+    /// Whether nothing left beside the tunnel.
+    tight: bool,
+    situations: Vec<Situation>,
+}
+
+#[derive(Debug, Default, Serialize)]
+struct Control {
+    saw_the_tunnel: bool,
+    saw_a_packet_outside: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Situation {
+    situation: &'static str,
+    /// Why it could not be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    skipped: Option<String>,
+    /// By class: `kept in`, `refused`, `leaked` or why it does not apply.
+    traffic: BTreeMap<&'static str, String>,
+    /// What left beside the tunnel, with how often.
+    leaks: Vec<Leak>,
+}
+
+#[derive(Debug, Serialize)]
+struct Leak {
+    frame: String,
+    count: u64,
+    /// The class of our own traffic that it was, if it was ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<&'static str>,
+}
+
+/// Runs the test; exit code 0 means that nothing leaked.
+///
+/// # Errors
+/// No tunnel is up, or the control failed.
+pub fn run(home: &Home, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    privilege::require_root("verify")?;
+    let report = tunnel(home, args.interface.as_deref())?;
+    let endpoints: Vec<SocketAddr> =
+        report.peers.iter().filter_map(|peer| peer.endpoint.as_ref()?.parse().ok()).collect();
+    let outside = outside(&report, &endpoints)?;
+    let names: Vec<String> = outside.iter().map(|it| it.interface.clone()).collect();
+    let indices: Vec<u32> = names.iter().filter_map(|name| adit_host::link_index(name)).collect();
+    let sniffer = Sniffer::start(&indices).context("cannot listen on the interfaces outside")?;
+    let first = outside.first().context("this host has no interface outside")?;
+
+    let control = control_of(&report, &sniffer, &endpoints, first);
+    if !control.saw_the_tunnel || !control.saw_a_packet_outside {
+        bail!(
+            "the control failed, so the test says nothing: of the tunnel's own packets {} were seen on {}, of a packet \
+             sent outside on purpose {}. Does the gateway answer (`adit status`)? Does another firewall drop what \
+             leaves?",
+            some(control.saw_the_tunnel),
+            names.join(", "),
+            some(control.saw_a_packet_outside)
+        );
+    }
+    let mut situations = vec![look("the tunnel is up", &sniffer, &endpoints, first)];
+    if !args.no_cuts {
+        for cut in Cut::ALL {
+            situations.push(match cut.make(home, &report, first) {
+                Ok(made) => {
+                    let _ = sniffer.take();
+                    let situation = look(cut.name(), &sniffer, &endpoints, first);
+                    made.mend();
+                    situation
+                }
+                Err(error) => Situation {
+                    situation: cut.name(),
+                    skipped: Some(format!("{error:#}")),
+                    traffic: BTreeMap::new(),
+                    leaks: Vec::new(),
+                },
+            });
+            let _ = sniffer.take();
+        }
+    }
+    let outcome = Outcome {
+        schema: 1,
+        interface: report.interface.clone(),
+        outside_interfaces: names,
+        control,
+        kill_switch: kill_switch(&report),
+        tight: situations.iter().all(|it| it.leaks.is_empty()),
+        situations,
+    };
+    let page = if args.json { serde_json::to_string(&outcome)? } else { page(&outcome) };
+    crate::print_line(page.trim_end())?;
+    Ok(if outcome.tight { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn some(seen: bool) -> &'static str {
+    if seen { "some" } else { "none" }
+}
+
+/// The one table of ours that closes chains by their policy.
+fn kill_switch(report: &Report) -> bool {
+    adit_host::closes_host(&report.interface)
+}
+
+fn tunnel(home: &Home, interface: Option<&str>) -> anyhow::Result<Report> {
+    let names = match interface {
+        Some(name) => vec![name.to_owned()],
+        None => control::interfaces(home)?,
+    };
+    let mut clients = Vec::new();
+    for name in names {
+        let Answer::Status(report) = control::request(home, &name, Verb::Status)? else { continue };
+        if report.role == Role::Client {
+            clients.push(*report);
+        }
+    }
+    match clients.len() {
+        0 => bail!("no tunnel is up here; `adit up NAME` brings one up, and then `adit verify` tests it"),
+        1 => clients.pop().context("one is there"),
+        _ => bail!("several tunnels are up; name one: `adit verify {}`", clients[0].interface),
+    }
+}
+
+/// The interfaces by which the tunnel's own packets leave.
+fn outside(report: &Report, endpoints: &[SocketAddr]) -> anyhow::Result<Vec<Outside>> {
+    let mut found: Vec<Outside> = Vec::new();
+    for endpoint in endpoints {
+        let Some(way) = adit_host::way_to(endpoint.ip(), report.fwmark)? else { continue };
+        let Some(interface) = adit_host::link_name(way.link_index) else { continue };
+        if found.iter().all(|it| it.interface != interface) {
+            found.push(Outside { interface, address: way.source, gateway: way.gateway });
+        }
+    }
+    // Every other interface with a cable is a way out as well.
+    for interface in adit_host::ethernet_links() {
+        if found.iter().all(|it| it.interface != interface) {
+            found.push(Outside { interface, address: None, gateway: None });
+        }
+    }
+    Ok(found)
+}
+
+/// The sniffer has to see what certainly leaves: the tunnel, and a packet that bears the tunnel's mark.
+fn control_of(report: &Report, sniffer: &Sniffer, endpoints: &[SocketAddr], outside: &Outside) -> Control {
+    let mut control = Control::default();
+    for _ in 0..10 {
+        // Whatever is sent into the tunnel makes packets of the tunnel.
+        let _ = traffic::send(Class::Udp4, outside);
+        let _ = traffic::send_control(report.fwmark, outside);
+        thread::sleep(Duration::from_millis(200));
+        let seen = sniffer.take();
+        control.saw_the_tunnel |= seen.keys().any(|it| it.is_tunnel(endpoints));
+        control.saw_a_packet_outside |= seen.keys().any(|it| it.to == CONTROL.ip());
+        if control.saw_the_tunnel && control.saw_a_packet_outside {
+            break;
+        }
+    }
+    control
+}
+
+fn look(name: &'static str, sniffer: &Sniffer, endpoints: &[SocketAddr], outside: &Outside) -> Situation {
+    let mut sent = Vec::new();
+    for class in Class::ALL {
+        sent.push((class, traffic::send(class, outside)));
+    }
+    // Asking a neighbour for its hardware address takes a moment, and what waits for that leaves late.
+    thread::sleep(Duration::from_millis(1_200));
+    let seen = sniffer.take();
+    let is_leak =
+        |seen: &Seen| !seen.is_tunnel(endpoints) && !seen.keeps_the_network() && seen.to != CONTROL.ip();
+    let class_of = |to: IpAddr| Class::ALL.into_iter().find(|class| class.target() == to);
+    let mut leaks: Vec<(Seen, u64)> = seen.into_iter().filter(|(seen, _)| is_leak(seen)).collect();
+    leaks.sort();
+    let traffic = sent.into_iter().map(|(class, sent)| {
+        let leaked = leaks.iter().any(|(seen, _)| seen.to == class.target());
+        let told = match sent {
+            _ if leaked => "leaked".to_owned(),
+            Fate::Sent => "kept in".to_owned(),
+            Fate::Refused => "refused".to_owned(),
+            Fate::NotHere(why) => why.to_owned(),
+        };
+        (class.name(), told)
+    });
+    Situation {
+        situation: name,
+        skipped: None,
+        traffic: traffic.collect(),
+        leaks: leaks
+            .iter()
+            .map(|(seen, count)| Leak {
+                frame: seen.to_string(),
+                count: *count,
+                class: class_of(seen.to).map(Class::name),
+            })
+            .collect(),
+    }
+}
+
+fn page(outcome: &Outcome) -> String {
+    let mut lines = vec![
+        format!("{} beside {}", outcome.interface, outcome.outside_interfaces.join(", ")),
+        "  control: the sniffer sees the tunnel, and a packet sent outside on purpose".to_owned(),
+        format!("  kill switch {}", if outcome.kill_switch { "on" } else { "off" }),
+    ];
+    for situation in &outcome.situations {
+        match &situation.skipped {
+            Some(why) => lines.push(format!("  {}: left out: {why}", situation.situation)),
+            None if situation.leaks.is_empty() => {
+                let inapplicable = situation.traffic.iter().filter(|(_, told)| is_reason(told));
+                let reasons: Vec<String> =
+                    inapplicable.map(|(class, why)| format!("{class}: {why}")).collect();
+                lines.push(format!(
+                    "  {}: nothing left beside the tunnel ({} kinds of traffic{})",
+                    situation.situation,
+                    situation.traffic.len() - reasons.len(),
+                    if reasons.is_empty() { String::new() } else { format!("; not {}", reasons.join(", ")) }
+                ));
+            }
+            None => {
+                lines.push(format!("  {}: LEAKED", situation.situation));
+                for leak in &situation.leaks {
+                    let class = leak.class.map(|class| format!(" ({class})")).unwrap_or_default();
+                    lines.push(format!("    {} times {}{class}", leak.count, leak.frame));
+                }
+            }
+        }
+    }
+    lines.push(match (outcome.tight, outcome.kill_switch) {
+        (true, _) => "Nothing leaks.".to_owned(),
+        (false, true) => "Something leaks in spite of the kill switch: please report this.".to_owned(),
+        (false, false) => {
+            "Something leaks. `adit up --kill-switch on` keeps in what belongs into the tunnel.".to_owned()
+        }
+    });
+    lines.join("\n")
+}
+
+fn is_reason(told: &str) -> bool {
+    !matches!(told, "kept in" | "refused" | "leaked")
+}
