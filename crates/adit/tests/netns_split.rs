@@ -1,0 +1,204 @@
+//! A split tunnel: by network and by name; the resolver of a gateway; and a client whose way changes.
+
+mod common;
+
+use std::net::{Ipv4Addr, UdpSocket};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use adit_lab::{End, Host, wait_for};
+use simple_dns::rdata::{A, RData};
+use simple_dns::{CLASS, Packet, QTYPE, ResourceRecord, TYPE};
+
+use common::internet::{
+    GATEWAY, GATEWAY6, INSIDE, Internet, WEB, WEB6, adit, admit, home, init, peer_status, start_gateway,
+    stop_gateway, succeed,
+};
+use common::{SOON, on};
+
+/// A second address of the web server, which `www.split.test` has.
+const OTHER: &str = "203.0.113.81";
+const OWN: &str = "10.100.0.2";
+const OWN6: &str = "2001:db8:10::2";
+
+fn caller(client: &Host, at: &str) -> String {
+    let report = client.agent(["http-get", &format!("http://{at}/")]).exec().unwrap().json().unwrap();
+    report["text"].as_str().unwrap().trim().to_owned()
+}
+
+/// Answers every question for an IPv4 address with [`OTHER`] below `split.test`, else with [`WEB`].
+fn serve_names(host: &Host, at: &str) {
+    let socket = on(host, || UdpSocket::bind(at).unwrap());
+    // It ends with the test's process.
+    thread::spawn(move || {
+        let mut buffer = [0; 512];
+        while let Ok((len, asker)) = socket.recv_from(&mut buffer) {
+            let Ok(asked) = Packet::parse(&buffer[..len]) else { continue };
+            let question = asked.questions[0].clone();
+            let address = if question.qname.to_string().ends_with("split.test") { OTHER } else { WEB };
+            let mut reply = Packet::new_reply(asked.id());
+            if question.qtype == QTYPE::TYPE(TYPE::A) {
+                let address = u32::from(address.parse::<Ipv4Addr>().unwrap());
+                let data = RData::A(A { address });
+                reply.answers.push(ResourceRecord::new(question.qname.clone(), CLASS::IN, 30, data));
+            }
+            reply.questions.push(question);
+            socket.send_to(&reply.build_bytes_vec().unwrap(), asker).unwrap();
+        }
+    });
+}
+
+fn resolve(host: &Host, name: &str) -> String {
+    let output = host.attempt(["getent", "ahostsv4", name]).unwrap();
+    output.stdout.split_whitespace().next().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn networks_are_excluded_from_the_tunnel_or_are_the_only_ones_in_it() {
+    let net = Internet::new("splitnets", 1);
+    let client = &net.clients[0];
+    net.web.add_address("eth0", &format!("{OTHER}/24")).unwrap();
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    let seen = || [WEB, OTHER].map(|at| caller(client, at));
+    let web6 = || caller(client, &format!("[{WEB6}]"));
+
+    succeed(client, &["up", &file]);
+    assert_eq!(seen(), [GATEWAY, GATEWAY]);
+    succeed(client, &["down"]);
+
+    succeed(client, &["up", "--exclude", OTHER, &file]);
+    assert_eq!(seen(), [GATEWAY, OWN]);
+    assert_eq!(web6(), GATEWAY6);
+    succeed(client, &["down"]);
+
+    succeed(client, &["up", "--exclude", &format!("{WEB}/31, 2001:db8:3::/48"), &file]);
+    assert_eq!(seen(), [OWN, OWN]);
+    assert_eq!(web6(), OWN6);
+    succeed(client, &["down"]);
+
+    succeed(client, &["up", "--include", OTHER, &file]);
+    assert_eq!(seen(), [OWN, GATEWAY]);
+    succeed(client, &["down"]);
+    let rules = client.exec(["nft", "list", "ruleset"]).unwrap().stdout;
+    assert!(!rules.contains("adit"), "{rules}");
+
+    let wrong = adit(client, &["up", "--exclude", "10.0.0.300", &file]);
+    assert!(
+        wrong.code() != Some(0) && wrong.stderr.contains("neither a network nor a domain"),
+        "{}",
+        wrong.stderr
+    );
+    stop_gateway(gateway);
+}
+
+#[test]
+fn names_are_excluded_from_the_tunnel_or_are_the_only_ones_in_it() {
+    let net = Internet::new("splitnames", 1);
+    let client = &net.clients[0];
+    net.web.add_address("eth0", &format!("{OTHER}/24")).unwrap();
+    serve_names(&net.web, &format!("{WEB}:53"));
+    client.set_resolv_conf(&format!("nameserver {WEB}\n")).unwrap();
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &["--dns", WEB]);
+    let seen = || [WEB, OTHER].map(|at| caller(client, at));
+
+    succeed(client, &["up", "--exclude", "split.test", &file]);
+    assert_eq!(seen(), [GATEWAY, GATEWAY], "nobody has asked for the name");
+    assert_eq!(resolve(client, "www.split.test"), OTHER);
+    assert_eq!(resolve(client, "www.example.test"), WEB);
+    assert_eq!(seen(), [GATEWAY, OWN], "from the answer on");
+    let elements =
+        client.exec(["nft", "list", "set", "inet", "adit_split_tun-0", "outside4"]).unwrap().stdout;
+    assert!(elements.contains(&format!("{OTHER} timeout")), "with the time of the answer: {elements}");
+    succeed(client, &["down"]);
+
+    succeed(client, &["up", "--include", "split.test", &file]);
+    assert_eq!(resolve(client, "www.split.test"), OTHER);
+    assert_eq!(resolve(client, "www.example.test"), WEB);
+    assert_eq!(seen(), [OWN, GATEWAY]);
+    succeed(client, &["down"]);
+    assert_eq!(resolve(client, "www.split.test"), OTHER, "the host's own resolver is back");
+    stop_gateway(gateway);
+}
+
+#[test]
+fn a_gateway_answers_dns_questions_of_its_clients_and_of_nobody_else() {
+    let net = Internet::new("splitdns", 1);
+    let client = &net.clients[0];
+    serve_names(&net.web, &format!("{WEB}:53"));
+    init(&net.gateway);
+    let config = home(&net.gateway).join("adit.toml");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("[gateway]\n", &format!("[gateway]\ndns = [\"{WEB}\"]\n"))).unwrap();
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    assert!(std::fs::read_to_string(&file).unwrap().contains(&format!("DNS = {INSIDE}")));
+    succeed(client, &["up", &file]);
+    wait_for("an answer", SOON, || (resolve(client, "www.split.test") == OTHER).then_some(())).unwrap();
+    let asks = |host: &Host, server: &str| {
+        let socket = on(host, || UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(1_500))).unwrap();
+        let question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x04test\x00\x00\x01\x00\x01";
+        socket.send_to(question, (server, 53)).unwrap();
+        socket.recv(&mut [0; 512]).is_ok()
+    };
+    assert!(asks(client, INSIDE));
+    assert!(!asks(&net.router, GATEWAY));
+    net.router.add_route(&format!("{INSIDE}/32 via {GATEWAY}")).unwrap();
+    assert!(!asks(&net.router, INSIDE), "it is no resolver for the internet");
+    stop_gateway(gateway);
+}
+
+/// A second way from the client to the internet.
+fn second_way(net: &Internet) {
+    let end = |host: &Host, interface: &str, last: u8| {
+        End::new(host, interface).address(format!("10.200.0.{last}/24"))
+    };
+    net.lab.connect(end(&net.clients[0], "eth1", 2), end(&net.router, "second", 1)).unwrap();
+}
+
+#[test]
+fn a_client_that_only_receives_is_found_on_its_new_way_at_once() {
+    let net = Internet::new("splitroam", 1);
+    let client = &net.clients[0];
+    second_way(&net);
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    succeed(client, &["up", &file]);
+    let received = || -> u64 {
+        let path = "/sys/class/net/tun-0/statistics/rx_packets";
+        client.exec(["cat", path]).unwrap().stdout.trim().parse().unwrap()
+    };
+    // Only the gateway sends, so only the client itself can say that it has moved.
+    let source = ["udp-send", "10.86.0.2:7777", "100000", "--interval-us", "20000"];
+    let _source = net.gateway.agent(source).spawn().unwrap();
+    let _sink = on(client, || UdpSocket::bind("10.86.0.2:7777").unwrap());
+    thread::sleep(Duration::from_millis(500));
+    let mut took = Vec::new();
+    for round in 0..6 {
+        let (via, interface, address) = match round % 2 {
+            0 => ("10.200.0.1", "eth1", "10.200.0.2"),
+            _ => ("10.100.0.1", "eth0", OWN),
+        };
+        let before = received();
+        client.ip(["route", "replace", "default", "via", via, "dev", interface]).unwrap();
+        let changed = Instant::now();
+        wait_for("the gateway to follow", Duration::from_secs(20), || {
+            let endpoint =
+                peer_status(&net.gateway, "tun-0")["endpoint"].as_str().unwrap_or_default().to_owned();
+            (endpoint.starts_with(address) && received() > before).then_some(())
+        })
+        .unwrap();
+        took.push(changed.elapsed().as_millis());
+        thread::sleep(Duration::from_millis(300));
+    }
+    took.sort_unstable();
+    println!("found after {took:?} ms");
+    // The tick that looks without an event comes every five seconds.
+    assert!(took[2] < 2_000, "{took:?}");
+    stop_gateway(gateway);
+}

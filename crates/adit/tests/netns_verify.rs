@@ -1,0 +1,67 @@
+//! `adit verify`: it finds what leaks, says that nothing does where nothing does, and has no result without a control.
+
+mod common;
+
+use adit_lab::Host;
+use serde_json::Value;
+
+use common::internet::{GATEWAY, Internet, adit, admit, init, start_gateway, stop_gateway, succeed};
+
+fn verify(client: &Host) -> (Option<i32>, Value) {
+    let output = adit(client, &["verify", "--json"]);
+    let page = serde_json::from_str(&output.stdout).unwrap_or_else(|_| panic!("{}", output.stderr));
+    (output.code(), page)
+}
+
+fn situation<'a>(page: &'a Value, part: &str) -> &'a Value {
+    let mut situations = page["situations"].as_array().unwrap().iter();
+    situations.find(|it| it["situation"].as_str().unwrap().contains(part)).unwrap()
+}
+
+/// What a kill switch does, written by hand, so that the test depends on no other part of adit.
+const CLOSED: &str = "table inet closed {
+    chain output {
+        type filter hook output priority 10; policy drop;
+        oifname { \"lo\", \"tun-0\" } accept
+        meta mark 0xca6c accept
+        icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld2-listener-report } accept
+    }
+}";
+
+#[test]
+fn a_leak_is_found_and_where_none_is_none_is_told() {
+    let net = Internet::new("verify", 1);
+    let client = &net.clients[0];
+    let none = adit(client, &["verify"]);
+    assert!(none.code() == Some(1) && none.stderr.contains("no tunnel is up"), "{}", none.stderr);
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    succeed(client, &["up", "--kill-switch", "off", &file]);
+
+    let (code, page) = verify(client);
+    assert_eq!((code, &page["tight"], &page["schema"]), (Some(1), &false.into(), &1.into()), "{page}");
+    assert_eq!(page["control"]["saw_the_tunnel"], true);
+    let up = situation(&page, "is up");
+    assert_eq!(up["traffic"]["bound to the interface"], "leaked", "{page}");
+    assert_eq!(up["traffic"]["udp over ipv4"], "kept in", "{page}");
+    assert_eq!(situation(&page, "TunnelVision")["traffic"]["udp over ipv4"], "leaked", "{page}");
+    let told = adit(client, &["verify", "--no-cuts"]).stdout;
+    assert!(told.contains("LEAKED") && told.contains("bound to the interface"), "{told}");
+
+    client.nft(CLOSED).unwrap();
+    let (code, page) = verify(client);
+    assert_eq!((code, &page["tight"]), (Some(0), &true.into()), "{page}");
+    assert_eq!(page["situations"].as_array().unwrap().len(), 4);
+
+    // A test that cannot see has no result.
+    client.nft("insert rule inet closed output meta mark 0xca6c drop").unwrap();
+    let blind = adit(client, &["verify"]);
+    assert!(blind.code() == Some(1) && blind.stderr.contains("the control failed"), "{}", blind.stderr);
+    client.nft("delete table inet closed").unwrap();
+
+    assert_eq!(net.seen_from(client)[0], GATEWAY, "the tunnel is as before");
+    succeed(client, &["down"]);
+    assert!(!client.exec(["nft", "list", "ruleset"]).unwrap().stdout.contains("adit"));
+    stop_gateway(gateway);
+}
