@@ -9,6 +9,7 @@
 
 mod dns;
 mod invited;
+mod passages;
 mod peers;
 mod reach;
 mod streams;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use adit_host::{GatewayHost, Guard, Passage, Plan};
+use adit_host::{GatewayHost, Guard, Plan};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::Command;
@@ -47,6 +48,7 @@ use crate::status::Role;
 use crate::stream::Door;
 
 use self::invited::Invited;
+use self::passages::{passages, warn_of_foreign_drops};
 use self::streams::{door_plan, listeners};
 
 pub use peers::prefix_of;
@@ -481,48 +483,10 @@ fn describe(instance: &mut Instance, config: &Config, mtu_bytes: u32) {
     instance.endpoints.ask_for_missing();
 }
 
-/// The chains of others that are let pass.
-fn passages(config: &Config) -> Vec<Passage> {
-    if config.gateway.pass_firewalls { foreign_drops(config) } else { Vec::new() }
-}
-
-fn foreign_drops(config: &Config) -> Vec<Passage> {
-    let has_ipv6 = config.gateway.network6.is_some();
-    let mut drops = adit_host::foreign_forward_drops(config.gateway.interface.as_str());
-    drops.retain(|it| it.family != "ip6" || has_ipv6);
-    drops
-}
-
 fn warn_of_unknown_names(config: &Config) {
     for name in reach::unknown_peers(config) {
         tracing::warn!(
             "`allow` or `expose` names {name}, but no peer has this name: nothing is allowed by that"
-        );
-    }
-}
-
-/// In nftables the drop of another table is final, so only there can it be opened.
-fn warn_of_foreign_drops(config: &Config) {
-    for name in reach::unknown_peers(config) {
-        tracing::warn!(
-            "`allow` or `expose` names {name}, but no peer has this name: nothing is allowed by that"
-        );
-    }
-    let link = &config.gateway.interface;
-    for passage in foreign_drops(config) {
-        let Passage { family, table, chain, .. } = &passage;
-        let chain = format!("{family} {table} {chain}");
-        if config.gateway.pass_firewalls {
-            tracing::info!(
-                "the firewall chain {chain} (not ours) drops what is forwarded: two rules at its head let {link} \
-                 pass while the gateway runs (`pass_firewalls = false` leaves them out)"
-            );
-            continue;
-        }
-        tracing::warn!(
-            "the firewall chain {chain} (not ours) drops what is forwarded, so clients may reach nothing beyond this \
-             gateway. Let it through: nft insert rule {chain} iifname {link} accept; nft insert rule {chain} \
-             oifname {link} ct state established,related accept. With ufw: ufw route allow in on {link}"
         );
     }
 }
