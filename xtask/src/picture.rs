@@ -11,13 +11,15 @@ use anyhow::{Context, Result, bail};
 use crate::program::{cargo, is_root, root, succeeds, target_dir};
 use crate::setup;
 
-/// Columns of the terminal that is drawn; longer lines are cut.
-const COLUMNS: usize = 110;
+/// The terminal that is drawn: longer lines are cut, and more lines scroll.
+const COLUMNS: usize = 114;
+const ROWS: usize = 32;
 const LINE_PX: f64 = 19.0;
 const CHAR_PX: f64 = 8.4;
 const MARGIN_PX: f64 = 16.0;
-/// A pause in the demonstration is shown as no longer than this.
+/// A pause in the demonstration is shown as no longer than this, and a line for no less than the other.
 const LONGEST_PAUSE: Duration = Duration::from_millis(1200);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(170);
 /// How long the finished page stays before it begins anew.
 const REST: Duration = Duration::from_secs(6);
 
@@ -75,7 +77,7 @@ fn record(adit: &Path) -> Result<Option<Vec<Line>>> {
     for text in BufReader::new(stdout).lines() {
         let text = text?;
         println!("{text}");
-        shown += last.elapsed().min(LONGEST_PAUSE);
+        shown += last.elapsed().clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         last = Instant::now();
         lines.push(Line { at: shown, text });
     }
@@ -84,30 +86,42 @@ fn record(adit: &Path) -> Result<Option<Vec<Line>>> {
 
 fn draw(lines: &[Line]) -> String {
     let width = COLUMNS as f64 * CHAR_PX + 2.0 * MARGIN_PX;
-    let height = lines.len() as f64 * LINE_PX + 2.0 * MARGIN_PX;
+    let height = lines.len().min(ROWS) as f64 * LINE_PX + 2.0 * MARGIN_PX;
     let end = lines.last().map_or(Duration::ZERO, |line| line.at) + REST;
+    let percent = |line: &Line| line.at.as_secs_f64() / end.as_secs_f64() * 100.0;
+    let up = |number: usize| (number + 1).saturating_sub(ROWS) as f64 * LINE_PX;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width:.0} {height:.0}\" role=\"img\" \
          aria-label=\"adit demo in a terminal\">\n\
          <style>text{{font:14px ui-monospace,Menlo,Consolas,monospace;fill:#d8dee9;white-space:pre}}\
-         .b{{font-weight:bold}}.d{{fill:#7b8394}}.c31{{fill:#e06c75}}.c32{{fill:#98c379}}.c33{{fill:#e5c07b}}\
-         .c34{{fill:#61afef}}.c35{{fill:#c678dd}}.c36{{fill:#56b6c2}}\n"
+         .b{{font-weight:bold}}.d{{fill:#8b93a5}}.c31{{fill:#e06c75}}.c32{{fill:#98c379}}.c33{{fill:#e5c07b}}\
+         .c34{{fill:#61afef}}.c35{{fill:#c678dd}}.c36{{fill:#56b6c2}}\n\
+         #screen{{transform:translateY(-{:.0}px)}}\n",
+        up(lines.len().saturating_sub(1))
     );
-    // Who asks for less motion, or cannot animate, sees the whole page.
+    // Who asks for less motion, or cannot animate, sees the last screen.
     svg.push_str("@media (prefers-reduced-motion:no-preference){\n");
+    let seconds = end.as_secs_f64();
     for (number, line) in lines.iter().enumerate().filter(|(_, line)| line.at > Duration::ZERO) {
-        let percent = line.at.as_secs_f64() / end.as_secs_f64() * 100.0;
+        let at = percent(line);
         let _ = writeln!(
             svg,
-            "@keyframes k{number}{{0%,{percent:.2}%{{opacity:0}}{:.2}%,100%{{opacity:1}}}}\
-             #l{number}{{animation:k{number} {:.1}s infinite}}",
-            percent + 0.01,
-            end.as_secs_f64()
+            "@keyframes k{number}{{0%,{at:.2}%{{opacity:0}}{:.2}%,100%{{opacity:1}}}}\
+             #l{number}{{animation:k{number} {seconds:.1}s infinite}}",
+            at + 0.01,
         );
+    }
+    svg.push_str("@keyframes scroll{0%{transform:translateY(0px)}");
+    for (number, line) in lines.iter().enumerate().skip(ROWS) {
+        let _ = write!(svg, "{:.2}%{{transform:translateY(-{:.0}px)}}", percent(line), up(number));
     }
     let _ = writeln!(
         svg,
-        "}}</style>\n<rect width=\"{width:.0}\" height=\"{height:.0}\" rx=\"8\" fill=\"#1e2228\"/>"
+        "}}#screen{{animation:scroll {seconds:.1}s step-end infinite}}\n}}</style>\n\
+         <clipPath id=\"glass\"><rect y=\"{MARGIN_PX:.0}\" width=\"{width:.0}\" height=\"{:.0}\"/></clipPath>\n\
+         <rect width=\"{width:.0}\" height=\"{height:.0}\" rx=\"8\" fill=\"#1e2228\"/>\n\
+         <g clip-path=\"url(#glass)\"><g id=\"screen\">",
+        height - 2.0 * MARGIN_PX
     );
     for (number, line) in lines.iter().enumerate() {
         let y = MARGIN_PX + (number as f64 + 0.75) * LINE_PX;
@@ -117,7 +131,7 @@ fn draw(lines: &[Line]) -> String {
             spans(&line.text)
         );
     }
-    svg.push_str("</svg>\n");
+    svg.push_str("</g></g></svg>\n");
     svg
 }
 
@@ -180,5 +194,15 @@ mod tests {
         );
         assert!(svg.contains("@keyframes k2{0%,40.00%") && svg.contains(">three</text>"), "{svg}");
         assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"));
+    }
+
+    #[test]
+    fn more_lines_than_the_screen_has_scroll_and_the_last_screen_stays() {
+        let line =
+            |number: usize| Line { at: Duration::from_millis(number as u64 * 100), text: "x".to_owned() };
+        let svg = draw(&(0..ROWS + 2).map(line).collect::<Vec<_>>());
+        assert!(svg.contains("#screen{transform:translateY(-38px)}"), "{svg}");
+        assert_eq!(svg.matches("{transform:translateY(-19px)}").count(), 1, "{svg}");
+        assert!(draw(&[line(0)]).contains("#screen{transform:translateY(-0px)}"));
     }
 }

@@ -55,6 +55,13 @@ const BENCH: &[Need] =
 
 const BENCH_OPENVPN: &[Need] = &[need(&["openvpn"], "openvpn"), need(&["openssl"], "openssl")];
 
+const DIST: &[Need] = &[
+    need(&["dpkg-deb"], "dpkg-dev"),
+    need(&["strip"], "binutils"),
+    need(&["gzip"], "gzip"),
+    need(&["musl-gcc"], "musl-tools"),
+];
+
 /// Installs all that is missing.
 pub fn run() -> Result<bool> {
     for_tests()?;
@@ -80,6 +87,15 @@ pub fn for_tests() -> Result<()> {
         println!("going on without {}: {error}", extra.join(" "));
     }
     components()
+}
+
+/// Installs what the packages are made with, Rust's standard library for `musl` too where rustup gets it.
+pub fn for_dist(musl: &str) -> Result<()> {
+    install(&missing(&[BUILD, DIST]))?;
+    if find("rustup").is_some() && !succeeds(Command::new("rustup").args(["target", "add", musl]))? {
+        println!("going on without Rust's standard library for {musl}");
+    }
+    Ok(())
 }
 
 /// rustfmt and clippy, which a minimal rustup lacks.

@@ -404,7 +404,7 @@ impl Cli {
                 }
                 wg::run(&options)
             }
-            Verb::Demo(args) => demo::run(args),
+            Verb::Demo(args) => demo::run(args, self.global.color),
             Verb::Check { file, allow_hooks, json } => {
                 check::run(&home, file.as_deref(), allow_hooks, json, &layers)
             }

@@ -152,6 +152,31 @@ fn the_package_is_installed_run_and_removed_in_a_clean_root() {
     assert!(root.path().join("etc/adit/adit.toml").exists(), "the keys are the administrator's");
 }
 
+#[test]
+fn the_tarball_is_installed_by_the_commands_it_brings() {
+    let (out, deb) = packages();
+    let is_tarball = |path: &PathBuf| path.to_string_lossy().ends_with(".tar.gz");
+    let mut entries = fs::read_dir(out.path()).unwrap().map(|entry| entry.unwrap().path());
+    let tarball = entries.find(is_tarball).unwrap_or_else(|| panic!("no tarball beside {}", deb.display()));
+    let root = Root::new();
+    run(
+        &["tar", "-C", root.path().to_str().unwrap(), "-xzf", tarball.to_str().unwrap()],
+        Duration::from_secs(60),
+    );
+    let directory = tarball.file_name().unwrap().to_str().unwrap().trim_end_matches(".tar.gz").to_owned();
+    let papers = fs::read_to_string(root.path().join(&directory).join("INSTALL")).unwrap();
+    let commands: Vec<_> = papers.lines().filter_map(|line| line.trim().strip_prefix("sudo ")).collect();
+    assert!(commands.len() >= 5, "{papers}");
+    for command in commands {
+        root.succeed(&format!("cd /{directory} && {command}"));
+    }
+    assert!(root.succeed("adit --version").starts_with("adit "));
+    assert!(root.succeed("man -P cat adit").contains("NAME"));
+    root.succeed("fish --no-execute /usr/share/fish/vendor_completions.d/adit.fish");
+    let unit = fs::read_to_string(root.path().join(&directory).join("adit.service")).unwrap();
+    assert!(unit.contains("ExecStart=/usr/local/bin/adit "), "{unit}");
+}
+
 /// What dpkg and man write about every package and page.
 fn is_others(file: &str) -> bool {
     ["var/log/", "var/cache/"].iter().any(|place| file.starts_with(place))

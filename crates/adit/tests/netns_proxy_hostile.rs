@@ -1,4 +1,16 @@
 //! What others try with `adit proxy`: each refusal with the same thing done right beside it.
+//!
+//! | what is tried | the test |
+//! |---|---|
+//! | X-01, X-02: a listener for everybody | `a_listener_beyond_loopback_…` |
+//! | X-03, X-04: the far side's own machine, by address, by name, by a name that changes | `targets_on_the_far_sides_own_machine_…`, `a_name_that_changes_…` |
+//! | X-05: a page in a browser that does not use the proxy | `a_web_page_…` |
+//! | X-06: two requests in one, two hosts, line ends in names | `http_requests_are_written_anew_…`, `answers_with_two_lengths_…` |
+//! | X-07: lengths that lie, associations of others | `socks_clients_that_lie_…`, `an_association_serves_…` |
+//! | X-08: guessing the password | `who_guesses_…` |
+//! | X-09: no tunnel | `when_the_tunnel_is_down_…`, `a_tunnel_that_ends_…` |
+//! | X-10: a sandbox that forbids the program its own listeners | `every_listener_opens_without_privilege` |
+//! | slow heads, half-open connections, floods | `who_says_nothing_…`, `ten_thousand_…`, `a_flood_…` |
 
 mod common;
 
@@ -171,6 +183,149 @@ fn http_requests_are_written_anew_and_ambiguous_ones_refused() {
     ] {
         assert!(!seen.contains(word), "{word} in {seen}");
     }
+}
+
+#[test]
+fn answers_with_two_lengths_have_one_and_what_a_get_carries_arrives() {
+    let world = World::new("lengths");
+    let _proxy = world.proxy(&[]);
+    let both =
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n";
+    let recorder = Recorder::start(&world.web, 8000, both);
+    let url = format!("http://{WEB}:8000/");
+    let page = world.curl(&["--proxy", &format!("http://{HTTP}"), "-i", &url]).to_lowercase();
+    assert!(page.ends_with("\r\n\r\nhello") && !page.contains("content-length: 3"), "{page}");
+    let twice = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nhello";
+    let _twice = Recorder::start(&world.web, 8001, twice);
+    let answer = world.say(HTTP, format!("GET http://{WEB}:8001/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    assert_eq!(status_of(&answer), "502", "{}", String::from_utf8_lossy(&answer));
+    let get =
+        format!("GET {url} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n");
+    assert_eq!(status_of(&world.say(HTTP, get.as_bytes())), "200");
+    let seen = recorder.received().to_lowercase();
+    assert!(seen.ends_with("transfer-encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"), "{seen}");
+}
+
+#[test]
+fn a_web_page_that_does_not_use_the_proxy_cannot_use_it() {
+    let world = World::new("driveby");
+    let _proxy = world.proxy(&[]);
+    // What `fetch` and forms on a page make a browser send to the port: a path, never a whole address.
+    for method in ["GET", "POST", "OPTIONS", "HEAD"] {
+        for (path, host) in [("/", HTTP), ("/http://web.example/", HTTP), ("//web.example/", "web.example")] {
+            let body = if method == "POST" {
+                "Content-Type: text/plain\r\nContent-Length: 2\r\n\r\nhi"
+            } else {
+                "\r\n"
+            };
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: {host}\r\nOrigin: http://evil.example\r\nConnection: close\r\n{body}"
+            );
+            let answer = String::from_utf8(world.say(HTTP, request.as_bytes())).unwrap();
+            assert_eq!(status_of(answer.as_bytes()), "400", "{method} {path}: {answer}");
+            assert!(!answer.to_lowercase().contains("access-control"), "{answer}");
+        }
+    }
+    // The port of SOCKS answers nothing to HTTP at all.
+    let request =
+        format!("POST / HTTP/1.1\r\nHost: {SOCKS}\r\nContent-Length: 20\r\n\r\n\u{5}\u{1}\0\u{5}\u{1}\0");
+    assert_eq!(world.say(SOCKS, request.as_bytes()), [] as [u8; 0]);
+    let whole = format!("GET http://{WEB}/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    assert_eq!(status_of(&world.say(HTTP, whole.as_bytes())), "200");
+}
+
+#[test]
+fn a_name_that_changes_its_address_after_it_was_looked_up_gains_nothing() {
+    let world = World::new("rebind");
+    let _proxy = world.proxy(&[]);
+    let asked = || world.socks_reply(1, &socks_address("rebind.example", 80));
+    assert_eq!(asked(), Some(0), "a public address at first");
+    for _ in 0..5 {
+        assert_eq!(asked(), Some(2), "loopback from then on");
+    }
+}
+
+#[test]
+fn who_guesses_is_refused_for_a_second_even_when_right() {
+    let world = World::new("guess");
+    world.nobody.write("password", "correct horse\n");
+    let auth = format!("alice:file:{}", world.nobody.path("password"));
+    let _proxy = world.proxy(&["--auth", &auth]);
+    let password =
+        |word: &str| [&[5, 1, 2, 1, 5][..], b"alice", &[word.len() as u8], word.as_bytes()].concat();
+    let admitted = |word: &str| world.say_and_hear(SOCKS, &password(word), 4) == [5, 2, 1, 0];
+    assert!(admitted("correct horse"));
+    // The guesses and the right word come within one second: they are written before any answer is read.
+    let answers = on(&world.client, || {
+        let mut streams: Vec<TcpStream> = Vec::new();
+        for word in ["a", "b", "c", "d", "e", "f", "correct horse"] {
+            let mut stream = TcpStream::connect(SOCKS).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            stream.write_all(&password(word)).unwrap();
+            streams.push(stream);
+        }
+        let mut answers = Vec::new();
+        for mut stream in streams {
+            let mut answer = [0; 4];
+            stream.read_exact(&mut answer).unwrap();
+            answers.push(answer);
+        }
+        answers
+    });
+    assert!(answers.iter().all(|answer| answer == &[5, 2, 1, 1]), "{answers:?}");
+    wait_for("the second to pass", common::SOON, || admitted("correct horse").then_some(())).unwrap();
+}
+
+#[test]
+fn every_listener_opens_without_privilege() {
+    let world = World::new("doors");
+    world.nobody.write("password", "correct horse\n");
+    let auth = format!("alice:file:{}", world.nobody.path("password"));
+    let (address, _) = client_addresses(0);
+    let beyond = format!("{address}:1080");
+    let (adit, profile) = (world.nobody.adit(), world.profile());
+    let listeners: &[&[&str]] = &[
+        &["--socks5", "127.0.0.1:1080"],
+        &["--socks5", "[::1]:1080"],
+        &["--http", "127.0.0.1:1080"],
+        &["--socks5", &beyond, "--auth", &auth],
+        &["-L", "1080:web.example:80"],
+        &["-R", "1080:127.0.0.1:80"],
+    ];
+    for listener in listeners {
+        let argv = [adit.as_str(), "proxy", &profile].into_iter().chain(listener.iter().copied());
+        let mut proxy = world.nobody.command(argv).spawn().unwrap();
+        proxy
+            .wait_for_text("proxy ready", common::SOON)
+            .unwrap_or_else(|error| panic!("{listener:?}: {error}"));
+        let held = std::fs::read_to_string(format!("/proc/{}/status", proxy.id())).unwrap();
+        assert!(held.contains("CapBnd:\t0000000000000000") && held.contains("NoNewPrivs:\t1"), "{held}");
+        proxy.terminate();
+        assert_eq!(proxy.wait(common::SOON).unwrap().code(), Some(0), "{listener:?}: {}", proxy.stderr());
+    }
+}
+
+#[test]
+fn a_tunnel_that_ends_while_it_carries_takes_its_connections_along() {
+    let mut world = World::new("cut");
+    let _proxy = world.proxy(&[]);
+    echo_server(&world.web, 7);
+    let mut stream = on(&world.client, || TcpStream::connect(SOCKS).unwrap());
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(&[&[5, 1, 0, 5, 1, 0], &socks_address(WEB, 7)[..], b"ping"].concat()).unwrap();
+    let mut answer = [0; 16];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!((&answer[2..4], &answer[12..]), (&[5, 0][..], &b"ping"[..]));
+    let capture = Capture::start(&world.client, "eth0").unwrap();
+    world.stop_gateway();
+    stream.write_all(b"secret that must not go around the tunnel").unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    assert!(stream.read(&mut [0; 64]).map_or(true, |read| read == 0), "nobody can answer");
+    let gateway: IpAddr = GATEWAY.parse().unwrap();
+    let packets = common::wire::ip_packets(&capture.stop().unwrap());
+    let around = packets.iter().filter(|it| it.destination != gateway && it.source != gateway);
+    assert_eq!(around.filter(|it| ![1, 58, 0].contains(&it.protocol)).count(), 0);
+    assert!(packets.iter().any(|it| it.destination == gateway), "it was tried through the tunnel");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail};
 
 use self::papers::Papers;
 use crate::program::{cargo, find, root, succeeds, target_dir};
+use crate::setup;
 
 /// What `cargo xtask dist` is told.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -61,6 +62,9 @@ pub fn run(options: &Options) -> Result<bool> {
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     let work = out.join(".work");
     let _ = fs::remove_dir_all(&work);
+    if options.binary.is_none() {
+        setup::for_dist(&musl::target())?;
+    }
     let built = match &options.binary {
         Some(binary) => binary.clone(),
         None => match build()? {

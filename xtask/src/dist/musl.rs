@@ -18,9 +18,14 @@ pub enum Outcome {
     Failed,
 }
 
+/// What rustc calls this machine with musl.
+pub fn target() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
+}
+
 /// Builds the program, where Rust's standard library for musl and a C compiler for it are here.
 pub fn build() -> Result<Outcome> {
-    let target = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    let target = target();
     if !has_std(&target)? {
         return Ok(Outcome::Impossible(format!(
             "Rust's standard library for musl is missing. Run: rustup target add {target}"

@@ -20,6 +20,7 @@ use self::report::Report;
 use self::scenery::Scenery;
 use self::snapshot::Snapshot;
 use self::tunnel::Tunnels;
+use crate::cli::Color;
 
 /// Shows on this machine alone what adit does, and checks it. Needs root; leaves this machine's network as it is.
 #[derive(Debug, clap::Args)]
@@ -36,7 +37,7 @@ pub struct DemoArgs {
 }
 
 /// Runs the demonstration; exit code 1 when any of its checks failed.
-pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: DemoArgs, color: Color) -> anyhow::Result<ExitCode> {
     crate::privilege::require_root("demo")?;
     for tool in ["ip", "nft", "ping"] {
         adit_lab::find_tool(tool)?;
@@ -44,7 +45,7 @@ pub fn run(args: DemoArgs) -> anyhow::Result<ExitCode> {
     let machine = Snapshot::of_machine()?;
     let lab = adit_lab::Lab::new("demo")?;
     let _interruption = Interruption::guard(lab.name())?;
-    let mut report = Report::new(args.json);
+    let mut report = Report::new(args.json, color.wanted(&std::io::stdout()));
     let Some(scenery) = Scenery::build(&mut report, lab, usize::from(args.clients)) else {
         return report.finish();
     };

@@ -1,5 +1,5 @@
 use std::fmt::Display;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -41,12 +41,11 @@ struct Check {
 }
 
 impl Report {
-    pub(super) fn new(json: bool) -> Self {
-        let screen = match (json, io::stdout().is_terminal(), std::env::var_os("NO_COLOR")) {
-            (true, ..) => Screen::Dark,
-            (false, true, None) => Screen::Coloured,
-            (false, true, Some(value)) if value.is_empty() => Screen::Coloured,
-            (false, ..) => Screen::Plain,
+    pub(super) fn new(json: bool, coloured: bool) -> Self {
+        let screen = match (json, coloured) {
+            (true, _) => Screen::Dark,
+            (false, true) => Screen::Coloured,
+            (false, false) => Screen::Plain,
         };
         Self { started: Instant::now(), steps: Vec::new(), kept: None, screen }
     }
@@ -225,7 +224,7 @@ mod tests {
     use super::*;
 
     fn played(play: impl FnOnce(&mut Step) -> anyhow::Result<()>) -> Report {
-        let mut report = Report::new(true);
+        let mut report = Report::new(true, false);
         report.step("name", "Title", "Why.", play);
         report
     }

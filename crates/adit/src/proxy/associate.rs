@@ -5,7 +5,7 @@
 //!   client ◀─ header, payload ─── socket of this machine ◀─ payload ─── socket inside the tunnel
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -22,7 +22,7 @@ use crate::tunnel::UdpSocket;
 const DATAGRAM: usize = 65_535;
 /// Datagrams that wait for the address of a name; what comes for others meanwhile is dropped.
 const RESOLVING: usize = 64;
-/// Who may answer: those who were written to, so many at most.
+/// Who may answer: those who were written to, the newest so many.
 const CORRESPONDENTS: usize = 1_024;
 
 /// A request to send a datagram.
@@ -54,7 +54,7 @@ pub(super) async fn serve(
         client_ip: from.ip(),
         v4: None,
         v6: None,
-        correspondents: HashSet::new(),
+        correspondents: Correspondents::default(),
         resolving: JoinSet::new(),
         dialer,
     };
@@ -85,7 +85,7 @@ struct Association {
     client_ip: IpAddr,
     v4: Option<UdpSocket>,
     v6: Option<UdpSocket>,
-    correspondents: HashSet<SocketAddr>,
+    correspondents: Correspondents,
     /// A name that is slow holds up nobody else.
     resolving: JoinSet<Found>,
     dialer: Dialer,
@@ -150,22 +150,40 @@ impl Association {
             (Some(socket), _) => socket,
             (none, dialer) => none.insert(dialer.tunnel.udp_bind(to.ip())?),
         };
-        if self.correspondents.len() >= CORRESPONDENTS && !self.correspondents.contains(&to) {
-            anyhow::bail!("this association has written to {CORRESPONDENTS} others already");
-        }
-        self.correspondents.insert(to);
+        self.correspondents.note(to);
         Ok(socket.send_to(payload, to)?)
     }
 
     async fn inbound(&mut self, (payload, from): (Vec<u8>, SocketAddr)) {
         let Some(client) = self.client else { return };
-        if !self.correspondents.contains(&from) {
+        if !self.correspondents.known.contains(&from) {
             return tracing::debug!(%from, "a datagram that nobody asked for was dropped");
         }
         let mut datagram = vec![0, 0, 0];
         socks::push_address(&mut datagram, from);
         datagram.extend(payload);
         let _ = self.socket.send_to(&datagram, client).await;
+    }
+}
+
+/// Who was written to; when there are too many the one that came first is forgotten.
+#[derive(Debug, Default)]
+struct Correspondents {
+    known: HashSet<SocketAddr>,
+    in_turn: VecDeque<SocketAddr>,
+}
+
+impl Correspondents {
+    fn note(&mut self, to: SocketAddr) {
+        if !self.known.insert(to) {
+            return;
+        }
+        self.in_turn.push_back(to);
+        if self.in_turn.len() > CORRESPONDENTS
+            && let Some(oldest) = self.in_turn.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
     }
 }
 
@@ -223,6 +241,20 @@ mod tests {
         ] {
             assert_eq!(Request::parse(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn of_too_many_correspondents_the_oldest_is_forgotten() {
+        let mut correspondents = Correspondents::default();
+        let address = |port: usize| SocketAddr::from(([192, 0, 2, 1], port as u16));
+        for port in 0..CORRESPONDENTS {
+            correspondents.note(address(port));
+            correspondents.note(address(port));
+        }
+        assert!(correspondents.known.contains(&address(0)));
+        correspondents.note(address(CORRESPONDENTS));
+        assert_eq!(correspondents.known.len(), CORRESPONDENTS);
+        assert!(!correspondents.known.contains(&address(0)) && correspondents.known.contains(&address(1)));
     }
 
     proptest! {

@@ -28,10 +28,11 @@ use super::dial::{DialError, Dialer, Outcome};
 use super::gate::Pass;
 use super::relay;
 use super::target::{Refusal, Target};
+use super::upload::{Progress, Upload};
 
 /// How long a client may take for the head of a request, and may stay silent between two.
 const HEAD: Duration = Duration::from_secs(15);
-/// How long the other end may take for the head of its answer.
+/// How long the other end may take for the head of its answer, while nothing of the request goes out.
 const ANSWER: Duration = Duration::from_secs(120);
 /// The longest head.
 const HEAD_BYTES: usize = 64 << 10;
@@ -46,7 +47,7 @@ struct Session {
     /// The client's place: whatever outlives the conversation keeps it.
     pass: Arc<Pass>,
     /// The connection that the last request went over, to be used again for the same host.
-    upstream: Mutex<Option<(Target, SendRequest<Incoming>)>>,
+    upstream: Mutex<Option<(Target, SendRequest<Upload>)>>,
 }
 
 /// Serves one client to the end.
@@ -163,12 +164,20 @@ impl Session {
         let wants_upgrade = upgrade_of(request.headers());
         let client_upgrade = wants_upgrade.is_some().then(|| hyper::upgrade::on(&mut request));
         let request = rewrite(request, &target, wants_upgrade.as_ref())?;
-        let sent = tokio::time::timeout(ANSWER, self.send(&target, request)).await;
-        let mut response = sent.map_err(|_| Failure {
-            status: StatusCode::GATEWAY_TIMEOUT,
-            text: format!("{target} did not answer in {} s", ANSWER.as_secs()),
-        })??;
+        let progress = Progress::default();
+        let request = request.map(|body| Upload::new(body, progress.clone()));
+        let mut response = tokio::select! {
+            sent = self.send(&target, request) => sent?,
+            () = progress.stalled(ANSWER) => return Err(Failure {
+                status: StatusCode::GATEWAY_TIMEOUT,
+                text: format!("{target} did not answer in {} s", ANSWER.as_secs()),
+            }),
+        };
         let upgrade = upgrade_of(response.headers());
+        if response.headers().contains_key(TRANSFER_ENCODING) {
+            // Of two lengths the chunks are right (RFC 9112 section 6.3); the other would cut the answer off.
+            response.headers_mut().remove(CONTENT_LENGTH);
+        }
         strip(response.headers_mut());
         // To the client we speak for ourselves (RFC 9110 section 2.5).
         *response.version_mut() = Version::HTTP_11;
@@ -192,7 +201,7 @@ impl Session {
     }
 
     /// Sends over the connection of the request before when it leads to the same host and is still open.
-    async fn send(&self, target: &Target, request: Request<Incoming>) -> Result<Response<Incoming>, Failure> {
+    async fn send(&self, target: &Target, request: Request<Upload>) -> Result<Response<Incoming>, Failure> {
         let broken = |error: &hyper::Error| {
             let text = if error.is_parse() { "its answer is not HTTP" } else { "the connection broke" };
             Failure { status: StatusCode::BAD_GATEWAY, text: format!("{target}: {text} ({error})") }
@@ -358,7 +367,12 @@ fn rewrite(
     upgrade: Option<&HeaderValue>,
 ) -> Result<Request<Incoming>, Failure> {
     let (mut parts, body) = request.into_parts();
+    let chunked = parts.headers.contains_key(TRANSFER_ENCODING);
     strip(&mut parts.headers);
+    if chunked {
+        // Of a GET with chunks hyper would drop the body if it were not told.
+        parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     if let Some(protocol) = upgrade {
         parts.headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(UPGRADE, protocol.clone());

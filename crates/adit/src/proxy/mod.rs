@@ -18,6 +18,7 @@ mod http;
 mod relay;
 mod socks;
 mod target;
+mod upload;
 
 use std::future::Future;
 use std::net::SocketAddr;

@@ -2,6 +2,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -201,6 +202,9 @@ fn name_server(host: &Host) {
     });
 }
 
+/// Questions for the name that changes.
+static ASKED: AtomicUsize = AtomicUsize::new(0);
+
 fn dns_answer(question: &[u8], by_tcp: bool) -> Vec<u8> {
     let packet = Packet::parse(question).unwrap();
     let asked = packet.questions[0].clone().into_owned();
@@ -220,6 +224,9 @@ fn dns_answer(question: &[u8], by_tcp: bool) -> Vec<u8> {
             thread::sleep(Duration::from_secs(20));
             &[]
         }
+        // A public address to the first two questions (of one look-up), loopback from then on.
+        "rebind.example" if ASKED.fetch_add(1, Relaxed) < 2 => &[WEB, WEB6],
+        "rebind.example" => &["127.0.0.1", "::1"],
         "loop.example" => &["127.0.0.1", "::1"],
         "meta.example" => &["169.254.169.254"],
         _ => {
@@ -227,6 +234,7 @@ fn dns_answer(question: &[u8], by_tcp: bool) -> Vec<u8> {
             &[]
         }
     };
+    let ttl_secs = if name == "rebind.example" { 0 } else { 60 };
     for address in addresses {
         let data = match (address.parse().unwrap(), asked.qtype) {
             (IpAddr::V4(it), QTYPE::TYPE(TYPE::A)) => RData::A(A { address: it.into() }),
@@ -234,7 +242,7 @@ fn dns_answer(question: &[u8], by_tcp: bool) -> Vec<u8> {
             _ => continue,
         };
         let name = Name::new(&name).unwrap().into_owned();
-        reply.answers.push(ResourceRecord::new(name, CLASS::IN, 60, data));
+        reply.answers.push(ResourceRecord::new(name, CLASS::IN, ttl_secs, data));
     }
     reply.questions.push(asked);
     reply.build_bytes_vec().unwrap()
