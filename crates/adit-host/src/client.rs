@@ -31,6 +31,8 @@ pub struct ClientHost {
     /// Whether any interface answers ARP for every address of this host
     /// ([`answers_arp_for_all`](crate::answers_arp_for_all)).
     pub answers_arp_for_all: bool,
+    /// Whether the routes go to a table of their own in any case, so that a mark leads around them.
+    pub own_table: bool,
 }
 
 /// How a kill switch is asked for.
@@ -91,7 +93,7 @@ pub fn client_plan(host: &ClientHost) -> Plan {
         RouteTable::Number(table) => plan.routes = allowed.into_iter().map(to(table)).collect(),
         RouteTable::Auto => {
             let table = host.fwmark.get();
-            let captures_all = host.block.is_some();
+            let captures_all = host.block.is_some() || host.own_table;
             let (captures, harmless): (Vec<_>, Vec<_>) =
                 allowed.into_iter().partition(|net| captures_all || captures(*net, &host.endpoints));
             plan.routes.extend(harmless.into_iter().map(to(MAIN_TABLE)));
@@ -201,6 +203,7 @@ mod tests {
             block: None,
             has_ipv6: true,
             answers_arp_for_all: true,
+            own_table: false,
         }
     }
 

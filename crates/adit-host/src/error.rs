@@ -58,6 +58,14 @@ pub enum HostError {
     )]
     ProgramFailed { doing: String, program: String, said: String },
 
+    /// Processes cannot be told apart.
+    #[error(
+        "the packets of one command cannot be told from those of others: there is no cgroup v2 below {root}. Mount it \
+         (mount -t cgroup2 none {root}), boot with it (systemd.unified_cgroup_hierarchy=1), or leave `ip netns exec`, \
+         which hides it"
+    )]
+    NoGroups { root: &'static str },
+
     /// A plan names a sysctl that cannot be one.
     #[error("{key:?} is not a sysctl key. Write it like net.ipv4.ip_forward")]
     BadSysctlKey { key: String },

@@ -1,6 +1,7 @@
 //! Tables of our own, loaded in one transaction each. Another table's drop is final in nftables, so nothing here can
 //! open what Docker, ufw or firewalld close; it only closes, translates and marks.
 
+mod beside;
 pub(crate) mod block;
 mod client;
 mod gateway;
@@ -21,6 +22,7 @@ use nftables::batch::Batch;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::beside::GroupFirewall;
 pub use self::block::{KillSwitch, Lockdown};
 pub use self::client::ClientFirewall;
 pub use self::gateway::GatewayFirewall;
@@ -49,6 +51,7 @@ pub enum Firewall {
     Lockdown(Lockdown),
     Split(SplitFirewall),
     Outage(OutageFirewall),
+    Group(GroupFirewall),
 }
 
 /// A port we listen on, outside.
@@ -82,19 +85,39 @@ impl Firewall {
             Firewall::Lockdown(_) => LOCKDOWN_TABLE.to_owned(),
             Firewall::Split(it) => split_table(&it.link),
             Firewall::Outage(_) => "adit_verify".to_owned(),
+            Firewall::Group(it) => named("adit_beside_", &it.link),
         }
     }
 
     /// Whether it keeps traffic in, so that taking it away lets traffic out.
     pub fn blocks(&self) -> bool {
         match self {
-            Firewall::Gateway(_) | Firewall::Split(_) | Firewall::Outage(_) => false,
+            Firewall::Gateway(_) | Firewall::Split(_) | Firewall::Outage(_) | Firewall::Group(_) => false,
             Firewall::Client(it) => it.kill_switch.is_some(),
             Firewall::Lockdown(_) => true,
         }
     }
 
-    /// The transaction that puts the table in place of any former one of its name, as `nft -j -f` reads it.
+    /// The transaction that puts the table in place of any former one of its name.
+    pub(crate) fn transaction(&self) -> Transaction {
+        match self {
+            Firewall::Group(it) => Transaction::Text(it.script(&self.table())),
+            _ => Transaction::Json(self.ruleset()),
+        }
+    }
+
+    /// How many chains and rules it has.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        if let Firewall::Group(it) = self {
+            return it.size();
+        }
+        let ruleset = self.ruleset();
+        let objects = || ruleset["nftables"].as_array().into_iter().flatten();
+        let count = |kind: &str| objects().filter(|it| it.pointer(&format!("/add/{kind}")).is_some()).count();
+        (count("chain"), count("rule"))
+    }
+
+    /// The transaction, as `nft -j -f` reads it; of a group's table, which JSON has no words for, only the frame.
     pub fn ruleset(&self) -> Value {
         let mut table = Builder::new(self.table());
         match self {
@@ -103,6 +126,7 @@ impl Firewall {
             Firewall::Lockdown(it) => it.build(&mut table),
             Firewall::Split(it) => it.build(&mut table),
             Firewall::Outage(it) => it.build(&mut table),
+            Firewall::Group(_) => {}
         }
         json(table.batch)
     }
@@ -116,6 +140,7 @@ impl fmt::Display for Firewall {
             Firewall::Lockdown(it) => it.fmt(f),
             Firewall::Split(it) => it.fmt(f),
             Firewall::Outage(it) => it.fmt(f),
+            Firewall::Group(it) => it.fmt(f),
         }
     }
 }
@@ -160,7 +185,8 @@ impl fmt::Display for MadeFirewall {
 }
 
 pub(crate) fn load(firewall: &Firewall, lock: &File) -> Result<(), HostError> {
-    run(&firewall.ruleset(), &format!("load the nftables table {}", firewall.table()), lock)
+    let doing = format!("load the nftables table {}", firewall.table());
+    feed(&firewall.transaction(), &doing, lock)
 }
 
 pub(crate) fn undo(made: &MadeFirewall, lock: &File) -> Result<Outcome, HostError> {
@@ -197,10 +223,26 @@ fn nft_missing(doing: &str) -> HostError {
     }
 }
 
-/// One transaction: all of it is done, or none.
+/// What nft is given: all of it is done, or none.
+#[derive(Clone, Debug)]
+pub(crate) enum Transaction {
+    Json(Value),
+    Text(String),
+}
+
 fn run(transaction: &Value, doing: &str, lock: &File) -> Result<(), HostError> {
+    feed(&Transaction::Json(transaction.clone()), doing, lock)
+}
+
+fn feed(transaction: &Transaction, doing: &str, lock: &File) -> Result<(), HostError> {
     let Some(nft) = program::find("nft") else { return Err(nft_missing(doing)) };
-    match program::run_locked(&nft, &["-j", "-f", "-"], &transaction.to_string(), doing, lock) {
+    let outcome = match transaction {
+        Transaction::Json(json) => {
+            program::run_locked(&nft, &["-j", "-f", "-"], &json.to_string(), doing, lock)
+        }
+        Transaction::Text(text) => program::run_locked(&nft, &["-f", "-"], text, doing, lock),
+    };
+    match outcome {
         Err(HostError::ProgramFailed { said, .. }) if said.contains("Operation not permitted") => {
             Err(HostError::PermissionDenied { doing: doing.to_owned() })
         }

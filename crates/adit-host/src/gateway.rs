@@ -56,6 +56,7 @@ pub fn gateway_plan(host: &GatewayHost) -> Plan {
         metric: None,
     };
     Plan {
+        groups: Vec::new(),
         firewalls: vec![Firewall::Gateway(GatewayFirewall {
             link: link.clone(),
             addresses: host.addresses.clone(),

@@ -12,6 +12,7 @@ use crate::dns::{self, MadeDns};
 use crate::error::HostError;
 use crate::firewall::passage::{self, MadePassage};
 use crate::firewall::{self, MadeFirewall, Shown};
+use crate::group::{self, MadeGroup};
 use crate::journal::{Journal, Leftover};
 use crate::link::{self, MadeLink};
 use crate::namespace;
@@ -444,6 +445,7 @@ pub(crate) enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub(crate) enum Made {
+    Group(MadeGroup),
     Firewall(MadeFirewall),
     Passage(MadePassage),
     Sysctl(MadeSysctl),
@@ -466,6 +468,7 @@ impl Made {
         for change in changes {
             let made = match change {
                 again if !said.insert(again) => None,
+                Change::Group(it) => Some(Made::Group(group::prepare(it))),
                 Change::Firewall(it) => Some(Made::Firewall(MadeFirewall::new(it))),
                 Change::Passage(it) => passage::prepare(it)?.map(Made::Passage),
                 Change::Sysctl(it) => sysctl::prepare(it)?.map(Made::Sysctl),
@@ -484,6 +487,7 @@ impl Made {
         match (self, change) {
             (Made::Firewall(_), Change::Firewall(firewall)) => firewall::load(firewall, journal.lock()),
             (Made::Firewall(_), _) => Ok(()),
+            (Made::Group(it), _) => group::make(it),
             (Made::Passage(it), _) => passage::make(it, journal.lock()),
             (Made::Sysctl(it), _) => sysctl::make(it, journal.path()),
             (Made::Link(it), _) => link::make(netlink, it),
@@ -496,6 +500,7 @@ impl Made {
 
     fn undo(&self, netlink: &mut Netlink, journal: &Journal) -> Result<Outcome, HostError> {
         match self {
+            Made::Group(it) => group::undo(it),
             Made::Firewall(it) => firewall::undo(it, journal.lock()),
             Made::Passage(it) => passage::undo(it, journal.lock()),
             Made::Sysctl(it) => sysctl::undo(it, journal.path()),
@@ -519,13 +524,19 @@ impl Made {
 
     /// Whether it outlives the kernel that holds everything else.
     fn is_on_disk(&self) -> bool {
-        matches!(self, Made::Dns(dns) if dns.is_on_disk())
+        match self {
+            Made::Dns(dns) => dns.is_on_disk(),
+            // It belongs to no network namespace.
+            Made::Group(_) => true,
+            _ => false,
+        }
     }
 }
 
 impl fmt::Display for Made {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Made::Group(it) => write!(f, "group {it}"),
             Made::Firewall(it) => write!(f, "nft {it}"),
             Made::Passage(it) => write!(f, "nft {it}"),
             Made::Sysctl(it) => write!(f, "sysctl {it}"),

@@ -17,6 +17,7 @@ mod dns;
 mod error;
 mod firewall;
 mod gateway;
+mod group;
 mod guard;
 mod holds;
 mod journal;
@@ -37,11 +38,12 @@ mod ways;
 pub use client::{Block, ClientHost, RULE_PRIORITIES, RouteTable, client_plan, is_everything};
 pub use error::HostError;
 pub use firewall::{
-    Allowed, ClientFirewall, Exposed, Firewall, GatewayFirewall, KillSwitch, Listener, Lockdown,
-    OutageFirewall, Passage, Ports, Reach, Side as SplitSide, SplitFirewall, Transport, closes_host,
-    foreign_forward_drops, part_by_name, split_table,
+    Allowed, ClientFirewall, Exposed, Firewall, GatewayFirewall, GroupFirewall, KillSwitch, Listener,
+    Lockdown, OutageFirewall, Passage, Ports, Reach, Side as SplitSide, SplitFirewall, Transport,
+    closes_host, foreign_forward_drops, part_by_name, split_table,
 };
 pub use gateway::{GatewayHost, gateway_plan, private_networks};
+pub use group::Group;
 pub use guard::{Guard, RepairExtent, Report, apply, blocks_left, undo_journal, undo_journal_but_blocks};
 pub use link::{ethernet_links, link_exists, link_index, link_name};
 pub use monitor::{HostEvent, watch};

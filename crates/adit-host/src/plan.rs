@@ -5,6 +5,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::firewall::{Firewall, Passage};
+use crate::group::Group;
 
 /// The number of the main routing table.
 pub const MAIN_TABLE: u32 = 254;
@@ -13,6 +14,7 @@ pub const MAIN_TABLE: u32 = 254;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Plan {
+    pub groups: Vec<Group>,
     pub firewalls: Vec<Firewall>,
     pub passages: Vec<Passage>,
     pub sysctls: Vec<Sysctl>,
@@ -26,6 +28,7 @@ pub struct Plan {
 impl Plan {
     /// Every change in the order it is made: filters before anything can flow, DNS last.
     pub fn changes(&self) -> impl Iterator<Item = Change> + '_ {
+        let groups = self.groups.iter().cloned().map(Change::Group);
         let firewalls = self.firewalls.iter().cloned().map(Change::Firewall);
         let passages = self.passages.iter().cloned().map(Change::Passage);
         let sysctls = self.sysctls.iter().cloned().map(Change::Sysctl);
@@ -34,7 +37,8 @@ impl Plan {
         let routes = self.routes.iter().cloned().map(Change::Route);
         let rules = self.rules.iter().cloned().map(Change::Rule);
         let dns = self.dns.iter().cloned().map(Change::Dns);
-        firewalls
+        groups
+            .chain(firewalls)
             .chain(passages)
             .chain(sysctls)
             .chain(links)
@@ -58,6 +62,7 @@ impl fmt::Display for Plan {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
+    Group(Group),
     Firewall(Firewall),
     Passage(Passage),
     Sysctl(Sysctl),
@@ -71,6 +76,7 @@ pub enum Change {
 impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Change::Group(x) => write!(f, "group    {x}"),
             Change::Firewall(x) => write!(f, "nft      {x}"),
             Change::Passage(x) => write!(f, "nft      {x}"),
             Change::Sysctl(x) => write!(f, "sysctl   {x}"),

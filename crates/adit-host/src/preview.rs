@@ -8,7 +8,7 @@ use crate::error::HostError;
 use crate::firewall::{Shown, passage};
 use crate::netlink::Netlink;
 use crate::plan::{Change, Plan};
-use crate::{address, dns, link, route, rule, sysctl};
+use crate::{address, dns, group, link, route, rule, sysctl};
 
 /// One change of a plan beside what is there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -60,6 +60,7 @@ fn compare(
         Err(error) => Err(error),
     };
     match change {
+        Change::Group(it) => looked(Ok(group::exists(it))),
         Change::Firewall(it) => {
             let is_there = Shown::now(it)?.is_there();
             let now = is_there.then(|| format!("table inet {}", it.table()));

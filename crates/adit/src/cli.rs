@@ -24,8 +24,8 @@ use crate::profile::{self, ForVerb};
 use crate::settings::ConfigVerb;
 use crate::status::Asking;
 use crate::{
-    bench, check, demo, export, gateway, import, init, invite, ip, join, keys, lockdown, peer, plan, proxy,
-    reload, run, service, settings, status, verify, wg,
+    bench, check, demo, exclude, export, gateway, import, init, invite, ip, join, keys, lockdown, peer, plan,
+    proxy, reload, run, service, settings, status, verify, wg,
 };
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
@@ -125,6 +125,15 @@ enum Verb {
         /// A wg-quick file, or the name of a profile [default: the only profile]
         #[arg(value_name = "FILE.conf|NAME")]
         file: Option<PathBuf>,
+        /// The command and its arguments
+        #[arg(last = true, required = true, value_name = "CMD")]
+        command: Vec<OsString>,
+    },
+    /// Run one command beside a tunnel that is up, also past its kill switch
+    Exclude {
+        /// The tunnel [default: the only one]
+        #[arg(value_name = "IFNAME")]
+        interface: Option<String>,
         /// The command and its arguments
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
@@ -382,6 +391,9 @@ impl Cli {
                 let log = if asked { Config::log_without_file(&layers)?.rooted() } else { quiet };
                 run::run(&run::RunOptions { file, command, log })
             }
+            Verb::Exclude { interface, command } => {
+                exclude::run(&home, &exclude::ExcludeOptions { interface, command })
+            }
             Verb::Plan(verb) => plan::run(&home, verb, layers),
             Verb::Lockdown { order } => lockdown::run(&home, order, &layers),
             Verb::Verify(args) => verify::run(&home, &args),
@@ -436,7 +448,7 @@ impl Verb {
             // The file that names the services may be a gateway's.
             Self::Ip(_) => true,
             // The process becomes the command, which may dump core; the one that reads the keys sees to itself.
-            Self::Run { .. } | Self::Verify(_) => false,
+            Self::Run { .. } | Self::Exclude { .. } | Self::Verify(_) => false,
             Self::Config(_) | Self::Import(_) | Self::Export(_) => true,
             Self::Reload { .. } => false,
             Self::Plan(_) => true,

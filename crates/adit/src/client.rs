@@ -5,6 +5,7 @@
 //!   down, SIGTERM, or a failure half-way: the same backwards; after SIGKILL: from the journal
 //! ```
 
+mod beside;
 mod block;
 mod hook;
 mod reload;
@@ -16,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use self::split::{Marks, Split};
+use self::split::Split;
 use adit_host::{Block, ClientHost, Firewall, Fwmark, Guard, Plan, RouteTable};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
@@ -140,12 +141,14 @@ pub fn plan_of(home: &Home, path: &Path, layers: &Layers) -> anyhow::Result<(Str
     let file = WgQuick::load(path, Hooks::Allowed)?;
     let settings = ClientSettings::load(home, layers, Some(&file))?;
     let block = block::asked_for(&file, &settings)?.filter(|_| settings.include.is_empty());
-    let split = Split { include: settings.include.clone(), exclude: settings.exclude.clone() };
+    let split = Split::of(&settings);
     if let Some(pid) = PidFile::holder(&control::pid_path(home, &interface)) {
         bail!("{interface} is up already (process {pid}); `adit status{}` tells how it is", home.flag());
     }
     let reached = resolve_peers(&file.peers)?;
-    let (plan, _) = plan(&interface, &file, &reached, adit_host::ipv6_enabled(), block, &split)?;
+    let ipv6 = adit_host::ipv6_enabled();
+    let (mut plan, fwmark) = plan(&interface, &file, &reached, ipv6, block, &split)?;
+    split.add_to(&mut plan, &interface, &file, ipv6, fwmark)?;
     Ok((interface, plan))
 }
 
@@ -167,6 +170,7 @@ struct Client {
     settings: ClientSettings,
     resolver: Option<Forwarder>,
     metrics: Option<Metrics>,
+    plan: Plan,
     guard: Guard,
     socket: PrivateSocket,
     instance: Instance,
@@ -216,22 +220,14 @@ impl Client {
         }
         let reached = resolve_peers(&file.peers)?;
         hook::run(&file.interface.hooks, HookTime::PreUp, interface)?;
-        let split = Split { include: settings.include.clone(), exclude: settings.exclude.clone() };
+        let split = Split::of(&settings);
         // Asked before the plan makes the tunnel's servers those of the host.
         let servers_beside = servers_of_host();
 
         let mut targets = dial::targets(&file, &reached, &settings)?;
         let (mut plan, fwmark) = plan(interface, &file, &reached, ipv6, block, &split)?;
         targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
-        if split.is_needed() {
-            let own = file.interface.addresses.iter().map(IpNet::addr).filter(|it| ipv6 || it.is_ipv4());
-            let marks = Marks::beside(&plan, fwmark)?;
-            split.extend(&mut plan, interface, &own.collect::<Vec<_>>(), marks);
-        }
-        let resolver_at = split.resolver_address(&file, ipv6);
-        if let (Some(at), Some(dns)) = (resolver_at, Split::dns_of(&mut plan, interface, resolver_at)) {
-            dns.servers = vec![at];
-        }
+        let resolver_at = split.add_to(&mut plan, interface, &file, ipv6, fwmark)?;
         let tun = Tun::create(&TunConfig {
             name: Some(interface.to_owned()),
             queues: driver::lanes_auto(),
@@ -255,6 +251,7 @@ impl Client {
         let mut guard = adit_host::apply(&plan, &journal)?;
         instance.upkeep.facts.kill_switch = block.is_some();
         instance.upkeep.facts.allow_lan = block.is_some_and(|it| it.allow_lan);
+        instance.upkeep.facts.split = split.facts(resolver_at);
         instance.upkeep.watch(&mut guard);
         crate::lockdown::give_way(home, &settings, &mut guard)?;
         // Not before: the firewall takes an answer only to what it has seen leave.
@@ -275,6 +272,7 @@ impl Client {
             settings,
             metrics,
             resolver,
+            plan,
             guard,
             socket,
             instance,
@@ -303,6 +301,7 @@ impl Client {
                 Wake::Stop => return Ok(false),
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
                 Wake::Reload(asked) => self.reload(asked),
+                Wake::Exclude(asked) => self.exclude(asked),
                 Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
             }
         }
@@ -325,6 +324,7 @@ impl Client {
                     self.ask_for_grant();
                 }
                 Wake::Reload(asked) => self.reload(asked),
+                Wake::Exclude(asked) => self.exclude(asked),
                 Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
             }
             if self.unsaved {
@@ -435,6 +435,7 @@ fn plan(
         block,
         has_ipv6: adit_host::has_ipv6(),
         answers_arp_for_all: adit_host::answers_arp_for_all(),
+        own_table: !split.exclude.is_empty(),
     });
     mark_with(&mut plan, fwmark.get());
     let needed = chosen.is_some() || !plan.rules.is_empty() || split.is_needed();

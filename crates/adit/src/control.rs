@@ -33,6 +33,8 @@ pub enum Verb {
     Reload,
     /// To undo everything and end.
     Down,
+    /// To let the processes of a group go beside its tunnel.
+    Exclude,
 }
 
 /// What an instance answers.
@@ -45,6 +47,8 @@ pub enum Answer {
     Reloaded(Changes),
     /// It is about to end.
     Stopping,
+    /// What a process writes its number to, to go beside the tunnel.
+    Beside(PathBuf),
     /// It could not do what was asked, and why.
     Failed(String),
 }
@@ -352,7 +356,7 @@ mod tests {
                 let answer = match asked.verb {
                     Verb::Reload => Answer::Reloaded(changes()),
                     Verb::Down => Answer::Stopping,
-                    Verb::Status => Answer::Failed("not today".to_owned()),
+                    Verb::Status | Verb::Exclude => Answer::Failed("not today".to_owned()),
                 };
                 asked.answer(answer);
             }

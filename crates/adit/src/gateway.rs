@@ -240,6 +240,7 @@ impl Gateway {
                     self.instance.follow_ways();
                 }
                 Wake::Heard => self.unsaved = true,
+                Wake::Exclude(_) => {}
                 Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
                 Wake::Reload(asked) => {
                     let outcome = self.reload();

@@ -35,6 +35,8 @@ pub enum Wake {
     Stop,
     /// Asked to read the configuration again, and perhaps to answer what came of it.
     Reload(Option<Asked>),
+    /// Asked for a way beside the tunnel; to be answered.
+    Exclude(Asked),
     /// A peer was heard anew, or at another endpoint.
     Heard,
     /// Something changed on the host; give it to [`Upkeep::tend`].
@@ -262,6 +264,13 @@ impl Instance {
                 None
             }
             Verb::Reload => Some(Wake::Reload(Some(asked))),
+            Verb::Exclude if self.role == Role::Client => Some(Wake::Exclude(asked)),
+            Verb::Exclude => {
+                asked.answer(Answer::Failed(
+                    "a gateway has no tunnel that something could go beside".to_owned(),
+                ));
+                None
+            }
             Verb::Down => {
                 asked.answer(Answer::Stopping);
                 Some(Wake::Stop)

@@ -15,6 +15,7 @@ pub mod driver;
 pub mod endpoint;
 pub mod enrol;
 pub mod events;
+pub mod exclude;
 pub mod export;
 pub mod forwarder;
 pub mod gateway;

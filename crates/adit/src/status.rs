@@ -241,6 +241,22 @@ pub fn collect(home: &Home, interface: Option<&str>) -> anyhow::Result<Vec<Repor
     Ok(reports)
 }
 
+/// The tunnel that `verb` is about: the one of this name, or the only one.
+///
+/// # Errors
+/// There is none, or there are several.
+pub fn client(home: &Home, interface: Option<&str>, verb: &str) -> anyhow::Result<Report> {
+    let mut clients = collect(home, interface)?;
+    clients.retain(|report| report.role == Role::Client);
+    match clients.as_slice() {
+        [] => anyhow::bail!(
+            "no tunnel is up here; `adit up NAME` brings one up, and then there is `adit {verb}`"
+        ),
+        [_] => Ok(clients.remove(0)),
+        [first, ..] => anyhow::bail!("several tunnels are up; name one: `adit {verb} {}`", first.interface),
+    }
+}
+
 /// The interfaces with a journal that nobody keeps: their process was killed.
 fn killed(home: &Home, interface: Option<&str>) -> anyhow::Result<Vec<String>> {
     let mut names = control::journals(home).map_err(|error| not_readable(&home.state_dir, &error))?;

@@ -1,6 +1,7 @@
 //! Keeps the host as the plan says: what others take away is made again, and told.
 
 use std::collections::VecDeque;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::SystemTime;
@@ -19,6 +20,9 @@ pub struct HostFacts {
     pub kill_switch: bool,
     /// Whether private networks are within reach beside the kill switch.
     pub allow_lan: bool,
+    /// What is parted; null when everything allowed goes through the tunnel.
+    #[serde(default)]
+    pub split: Option<SplitFacts>,
     /// Whether changes that others make are noticed.
     pub watched: bool,
     /// How many changes of others were undone so far.
@@ -36,12 +40,40 @@ impl HostFacts {
             (true, false) => lines.push(("kill switch", "on".to_owned())),
             (false, _) => {}
         }
+        if let Some(split) = &self.split {
+            lines.extend(split.lines());
+        }
         if let Some(last) = self.last_repairs.back() {
             let ago = span(now_unix_secs.saturating_sub(last.at_unix_secs));
             let times = if self.repairs == 1 { "once".to_owned() } else { format!("{} times", self.repairs) };
             lines.push(("changed", format!("by others {times} and made again, {ago} ago:")));
             lines.push(("", last.made_again.split_whitespace().collect::<Vec<_>>().join(" ")));
         }
+        lines
+    }
+}
+
+/// What goes through a tunnel and what beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitFacts {
+    /// Only these networks and domains go through it; none is all that the profile allows.
+    pub include: Vec<String>,
+    /// These networks and domains go beside it.
+    pub exclude: Vec<String>,
+    /// Where our own resolver notes the addresses of names, when names decide.
+    pub resolver: Option<IpAddr>,
+}
+
+impl SplitFacts {
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let lists = [("only", &self.include), ("beside", &self.exclude)];
+        let mut lines: Vec<_> = lists
+            .into_iter()
+            .filter(|(_, list)| !list.is_empty())
+            .map(|(what, list)| (what, list.join(", ")))
+            .collect();
+        lines
+            .extend(self.resolver.map(|at| ("names", format!("asked at {at}, which notes their addresses"))));
         lines
     }
 }

@@ -1,4 +1,4 @@
-//! A split tunnel: by network and by name; the resolver of a gateway; and a client whose way changes.
+//! A split tunnel: by network, by name and by command; the resolver of a gateway; and a client whose way changes.
 
 mod common;
 
@@ -6,15 +6,16 @@ use std::net::{Ipv4Addr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use adit_lab::{End, Host, wait_for};
+use adit_lab::{End, Host, Invocation, wait_for};
 use simple_dns::rdata::{A, RData};
 use simple_dns::{CLASS, Packet, QTYPE, ResourceRecord, TYPE};
 
 use common::internet::{
-    GATEWAY, GATEWAY6, INSIDE, Internet, WEB, WEB6, adit, admit, home, init, peer_status, start_gateway,
-    stop_gateway, succeed,
+    GATEWAY, GATEWAY6, INSIDE, Internet, WEB, WEB6, adit, admit, home, init, kill_tunnel, peer_status,
+    start_gateway, stop_gateway, succeed,
 };
-use common::{SOON, on};
+use common::picture::Picture;
+use common::{ADIT, SOON, on};
 
 /// A second address of the web server, which `www.split.test` has.
 const OTHER: &str = "203.0.113.81";
@@ -84,6 +85,24 @@ fn networks_are_excluded_from_the_tunnel_or_are_the_only_ones_in_it() {
     let rules = client.exec(["nft", "list", "ruleset"]).unwrap().stdout;
     assert!(!rules.contains("adit"), "{rules}");
 
+    // Also where the tunnel takes some networks only.
+    let text = std::fs::read_to_string(&file).unwrap();
+    let everything = text.lines().find(|line| line.starts_with("AllowedIPs")).unwrap();
+    std::fs::write(&file, text.replace(everything, "AllowedIPs = 10.86.0.0/24, 203.0.113.0/25")).unwrap();
+    succeed(client, &["up", &file]);
+    assert_eq!(seen(), [GATEWAY, GATEWAY]);
+    succeed(client, &["down"]);
+    succeed(client, &["up", "--exclude", OTHER, &file]);
+    assert_eq!(seen(), [GATEWAY, OWN]);
+    let status = adit(client, &["status"]).stdout;
+    assert!(status.contains("beside") && status.contains(OTHER), "{status}");
+    let told = adit(client, &["status", "--json"]).json().unwrap();
+    assert_eq!(told["host"]["split"]["exclude"], serde_json::json!([format!("{OTHER}/32")]));
+    succeed(client, &["down"]);
+    let plan = adit(client, &["plan", "up", "--exclude", OTHER, &file]).stdout;
+    assert!(plan.contains("adit_split_tun-0") && plan.contains(OTHER), "{plan}");
+    std::fs::write(&file, text).unwrap();
+
     let wrong = adit(client, &["up", "--exclude", "10.0.0.300", &file]);
     assert!(
         wrong.code() != Some(0) && wrong.stderr.contains("neither a network nor a domain"),
@@ -149,6 +168,87 @@ fn a_gateway_answers_dns_questions_of_its_clients_and_of_nobody_else() {
     assert!(!asks(&net.router, GATEWAY));
     net.router.add_route(&format!("{INSIDE}/32 via {GATEWAY}")).unwrap();
     assert!(!asks(&net.router, INSIDE), "it is no resolver for the internet");
+    stop_gateway(gateway);
+}
+
+/// `adit` with the control groups of this machine, which `ip netns exec` hides.
+fn with_groups(host: &Host, arguments: &[&str]) -> Invocation {
+    let network = format!("--net=/run/netns/{}", host.namespace());
+    let home = home(host).display().to_string();
+    Invocation::new(["nsenter", &network, ADIT, "--home", &home].into_iter().chain(arguments.iter().copied()))
+}
+
+/// The control groups that adit made for `interface`.
+fn groups_of(interface: &str) -> Vec<std::path::PathBuf> {
+    let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
+    let entries = roots.iter().filter_map(|root| std::fs::read_dir(root).ok()).flatten().flatten();
+    let is_ours = |name: &str| name.starts_with(&format!("adit-beside-{interface}-"));
+    entries.map(|it| it.path()).filter(|path| is_ours(&path.file_name().unwrap().to_string_lossy())).collect()
+}
+
+#[test]
+fn a_command_goes_beside_the_tunnel_past_its_kill_switch_and_the_others_do_not() {
+    let net = Internet::new("splitcmd", 1);
+    let client = &net.clients[0];
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "splitcmd0", client, &[]);
+    let before = Picture::of(client);
+    let url = format!("http://{WEB}/");
+    let none = with_groups(client, &["exclude", "--", "true"]).attempt().unwrap();
+    assert!(none.code() == Some(1) && none.stderr.contains("no tunnel is up"), "{}", none.stderr);
+    with_groups(client, &["up", &file]).exec().unwrap();
+    assert!(groups_of("splitcmd0").is_empty(), "nobody has asked for one");
+    let status = with_groups(client, &["status", "--json"]).exec().unwrap().json().unwrap();
+    assert_eq!(status["host"]["kill_switch"], true);
+    assert_eq!(caller(client, WEB), GATEWAY);
+
+    let seen_by = |url: &str| {
+        let excluded = ["exclude", "--", ADIT, "lab", "http-get", url];
+        let report = with_groups(client, &excluded).exec().unwrap().json().unwrap();
+        report["text"].as_str().unwrap().trim().to_owned()
+    };
+    let url6 = format!("http://[{WEB6}]/");
+    assert_eq!([seen_by(&url), seen_by(&url6)], [OWN, OWN6]);
+    let failed = with_groups(client, &["exclude", "--", "sh", "-c", "exit 7"]).attempt().unwrap();
+    assert_eq!(failed.code(), Some(7), "the exit code is the command's");
+    let missing = with_groups(client, &["exclude", "splitcmd0", "--", "no-such-program"]).attempt().unwrap();
+    assert!(missing.code() == Some(1) && missing.stderr.contains("no-such-program"), "{}", missing.stderr);
+    assert_eq!([caller(client, WEB), caller(client, &format!("[{WEB6}]"))], [GATEWAY, GATEWAY6]);
+
+    client.nft("delete table inet adit_beside_splitcmd0").unwrap();
+    wait_for("the table to be made again", SOON, || (seen_by(&url) == OWN).then_some(())).unwrap();
+
+    // One that lives longer than the tunnel goes on.
+    let mut sleeper = with_groups(client, &["exclude", "--", "sleep", "60"]).spawn().unwrap();
+    let groups = groups_of("splitcmd0");
+    assert_eq!(groups.len(), 1);
+    let members = || std::fs::read_to_string(groups[0].join("cgroup.procs")).unwrap();
+    wait_for("the process to join", SOON, || (!members().is_empty()).then_some(())).unwrap();
+    kill_tunnel(client, "splitcmd0");
+    with_groups(client, &["down"]).exec().unwrap();
+    assert!(groups_of("splitcmd0").is_empty());
+    assert!(sleeper.ended().is_none());
+    sleeper.end();
+    before.assert_again(client);
+    stop_gateway(gateway);
+}
+
+#[test]
+fn where_processes_cannot_be_told_apart_that_is_said_and_nothing_is_changed() {
+    let net = Internet::new("splitnocg", 1);
+    let client = &net.clients[0];
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "splitnocg0", client, &[]);
+    // `ip netns exec` hides the control groups of the machine.
+    succeed(client, &["up", &file]);
+    let up = Picture::of(client);
+    let refused = adit(client, &["exclude", "--", "true"]);
+    assert!(refused.code() == Some(1) && refused.stderr.contains("no cgroup v2"), "{}", refused.stderr);
+    up.assert_again(client);
+    assert_eq!(caller(client, WEB), GATEWAY);
+    succeed(client, &["down"]);
     stop_gateway(gateway);
 }
 

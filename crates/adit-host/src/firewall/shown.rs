@@ -32,16 +32,11 @@ impl Shown {
 
     /// Whether everything that `firewall` loads is there.
     pub(crate) fn is_complete(&self, firewall: &Firewall) -> bool {
-        let count = |objects: &Value, kind: &str| {
-            let objects = objects["nftables"].as_array().into_iter().flatten();
-            objects
-                .filter(|it| it.get(kind).or_else(|| it.pointer(&format!("/add/{kind}"))).is_some())
-                .count()
+        let count = |shown: &Value, kind: &str| {
+            let objects = shown["nftables"].as_array().into_iter().flatten();
+            objects.filter(|it| it.get(kind).is_some()).count()
         };
-        let ruleset = firewall.ruleset();
-        self.0.as_ref().is_some_and(|shown| {
-            ["chain", "rule"].iter().all(|kind| count(shown, kind) == count(&ruleset, kind))
-        })
+        self.0.as_ref().is_some_and(|shown| (count(shown, "chain"), count(shown, "rule")) == firewall.size())
     }
 }
 

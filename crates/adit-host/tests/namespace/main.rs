@@ -37,6 +37,7 @@ fn client_with(block: Option<Block>) -> Plan {
         block,
         has_ipv6: true,
         answers_arp_for_all: true,
+        own_table: false,
     })
 }
 

@@ -17,9 +17,10 @@ use adit_host::{
 use anyhow::Context;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use crate::config::Destination;
 use crate::config::wgquick::WgQuick;
+use crate::config::{ClientSettings, Destination};
 use crate::forwarder::{Forwarder, Found, Policy, Upstream};
+use crate::upkeep::SplitFacts;
 
 /// What takes the other way.
 #[derive(Clone, Debug, Default)]
@@ -32,18 +33,18 @@ pub struct Split {
 
 /// The numbers that a plan with a split needs.
 #[derive(Clone, Copy, Debug)]
-pub struct Marks {
+struct Marks {
     /// The mark of our own sockets.
-    pub outside: u32,
+    outside: u32,
     /// A free mark and table for what goes inside by name.
-    pub inside: u32,
+    inside: u32,
     /// A free priority for the rule that leads there.
-    pub rule_priority: u32,
+    rule_priority: u32,
 }
 
 impl Marks {
     /// The numbers that go with a plan whose own sockets bear the mark `outside`: the rule comes just before the plan's.
-    pub fn beside(plan: &Plan, outside: u32) -> Result<Self, HostError> {
+    fn beside(plan: &Plan, outside: u32) -> Result<Self, HostError> {
         let before = plan.rules.iter().map(|rule| rule.priority).min().map(|first| first.saturating_sub(1));
         let rule_priority = match before {
             Some(priority) => priority,
@@ -55,6 +56,45 @@ impl Marks {
 }
 
 impl Split {
+    /// What `settings` say.
+    pub fn of(settings: &ClientSettings) -> Self {
+        Self { include: settings.include.clone(), exclude: settings.exclude.clone() }
+    }
+
+    /// What `status` tells.
+    pub fn facts(&self, resolver: Option<IpAddr>) -> Option<SplitFacts> {
+        let texts = |list: &[Destination]| list.iter().map(ToString::to_string).collect();
+        self.is_needed().then(|| SplitFacts {
+            include: texts(&self.include),
+            exclude: texts(&self.exclude),
+            resolver,
+        })
+    }
+
+    /// Adds to a client's plan what parts its traffic; `outside` is the mark of our own sockets. Returns where our own
+    /// resolver has to answer, when names decide.
+    pub fn add_to(
+        &self,
+        plan: &mut Plan,
+        link: &str,
+        file: &WgQuick,
+        ipv6: bool,
+        outside: u32,
+    ) -> Result<Option<IpAddr>, HostError> {
+        if !self.is_needed() {
+            return Ok(None);
+        }
+        let own = file.interface.addresses.iter().map(IpNet::addr).filter(|it| ipv6 || it.is_ipv4());
+        let marks = Marks::beside(plan, outside)?;
+        self.extend(plan, link, &own.collect::<Vec<_>>(), marks);
+        let resolver = self.resolver_address(file, ipv6);
+        if let Some(at) = resolver {
+            let none = Dns { link: link.to_owned(), servers: Vec::new(), search: Vec::new() };
+            plan.dns.get_or_insert(none).servers = vec![at];
+        }
+        Ok(resolver)
+    }
+
     /// Whether there is anything to do.
     pub fn is_needed(&self) -> bool {
         !self.include.is_empty() || !self.exclude.is_empty()
@@ -93,7 +133,7 @@ impl Split {
     }
 
     /// Adds to a client's plan what parts its traffic. `addresses` are those of the tunnel.
-    pub fn extend(&self, plan: &mut Plan, link: &str, addresses: &[IpAddr], marks: Marks) {
+    fn extend(&self, plan: &mut Plan, link: &str, addresses: &[IpAddr], marks: Marks) {
         let inside_names = self.include.iter().any(|it| matches!(it, Destination::Domain(_)));
         if inside_names {
             for family in [Family::Ipv4, Family::Ipv6] {
@@ -124,21 +164,13 @@ impl Split {
     }
 
     /// Where our own resolver answers, when names decide: the first inside address.
-    pub fn resolver_address(&self, file: &WgQuick, ipv6: bool) -> Option<IpAddr> {
+    fn resolver_address(&self, file: &WgQuick, ipv6: bool) -> Option<IpAddr> {
         let own = file.interface.addresses.iter().map(IpNet::addr);
         if self.has_names() {
             own.filter(|it| ipv6 || it.is_ipv4()).min_by_key(IpAddr::is_ipv6)
         } else {
             None
         }
-    }
-
-    /// The plan's DNS, which is there when our own resolver is.
-    pub fn dns_of<'a>(plan: &'a mut Plan, link: &str, resolver: Option<IpAddr>) -> Option<&'a mut Dns> {
-        if resolver.is_some() && plan.dns.is_none() {
-            plan.dns = Some(Dns { link: link.to_owned(), servers: Vec::new(), search: Vec::new() });
-        }
-        plan.dns.as_mut()
     }
 
     /// The resolver that notes the addresses of names.

@@ -155,7 +155,7 @@ fn wait_for_an_answer(instance: &mut Instance, file: &WgQuick) -> anyhow::Result
             }
             Wake::Stop => return Ok(false),
             Wake::Failed(reason) => return Err(anyhow!("the tunnel ends: {reason}")),
-            Wake::Reload(_) | Wake::Host(_) => {}
+            Wake::Reload(_) | Wake::Host(_) | Wake::Exclude(_) => {}
         }
     }
 }
@@ -172,7 +172,7 @@ fn run_until_the_end(instance: &mut Instance) -> anyhow::Result<()> {
                 };
             }
             Wake::Tick => instance.endpoints.ask_for_missing(),
-            Wake::Heard | Wake::Reload(_) | Wake::Host(_) => {}
+            Wake::Heard | Wake::Reload(_) | Wake::Host(_) | Wake::Exclude(_) => {}
         }
     }
 }

@@ -25,10 +25,9 @@ use serde::Serialize;
 use self::cut::Cut;
 use self::sniffer::{Seen, Sniffer};
 use self::traffic::{CONTROL, Class, Fate, Outside};
-use crate::control::{self, Answer, Verb};
 use crate::home::Home;
 use crate::privilege;
-use crate::status::{Report, Role};
+use crate::status::{self, Report};
 
 /// What `adit verify` may be told.
 #[derive(Debug, Args)]
@@ -91,7 +90,7 @@ struct Leak {
 /// No tunnel is up, or the control failed.
 pub fn run(home: &Home, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     privilege::require_root("verify")?;
-    let report = tunnel(home, args.interface.as_deref())?;
+    let report = status::client(home, args.interface.as_deref(), "verify")?;
     let endpoints: Vec<SocketAddr> =
         report.peers.iter().filter_map(|peer| peer.endpoint.as_ref()?.parse().ok()).collect();
     let outside = outside(&report, &endpoints)?;
@@ -152,25 +151,6 @@ fn some(seen: bool) -> &'static str {
 /// The one table of ours that closes chains by their policy.
 fn kill_switch(report: &Report) -> bool {
     adit_host::closes_host(&report.interface)
-}
-
-fn tunnel(home: &Home, interface: Option<&str>) -> anyhow::Result<Report> {
-    let names = match interface {
-        Some(name) => vec![name.to_owned()],
-        None => control::interfaces(home)?,
-    };
-    let mut clients = Vec::new();
-    for name in names {
-        let Answer::Status(report) = control::request(home, &name, Verb::Status)? else { continue };
-        if report.role == Role::Client {
-            clients.push(*report);
-        }
-    }
-    match clients.len() {
-        0 => bail!("no tunnel is up here; `adit up NAME` brings one up, and then `adit verify` tests it"),
-        1 => clients.pop().context("one is there"),
-        _ => bail!("several tunnels are up; name one: `adit verify {}`", clients[0].interface),
-    }
 }
 
 /// The interfaces by which the tunnel's own packets leave.
