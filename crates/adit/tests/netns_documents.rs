@@ -60,6 +60,16 @@ const BLOCKS: &[(&str, &str, How)] = &[
     ("README.md", "sudo adit ip", How::Elsewhere("netns_ip.rs", "it asks services of the real internet")),
     ("docs/inside-api.md", "curl http://10.86.0.1", How::Connected),
     (
+        "docs/split-tunnel.md",
+        "sudo adit up --exclude",
+        How::Elsewhere("netns_split.rs", "it names networks and servers that a lab has not"),
+    ),
+    (
+        "docs/split-tunnel.md",
+        "sudo adit verify",
+        How::Elsewhere("netns_verify.rs", "it looks for leaks of the laptop, which takes half a minute"),
+    ),
+    (
         "docs/performance.md",
         "sudo cargo xtask bench",
         How::Never("it needs the machine to itself for minutes"),
