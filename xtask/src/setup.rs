@@ -35,11 +35,13 @@ const TEST: &[Need] = &[
     need(&["dig"], "bind9-dnsutils"),
     need(&["git"], "git"),
     need(&["iperf3"], "iperf3"),
+    need(&["nginx", "/usr/sbin/nginx"], "nginx-light"),
     need(&["openssl"], "openssl"),
     need(&["resolvconf", "resolvectl"], "openresolv"),
     need(&["/usr/lib/python3/dist-packages/prometheus_client/parser.py"], "python3-prometheus-client"),
     need(&["socat"], "socat"),
     need(&["systemd-analyze"], "systemd"),
+    need(&["tinyproxy"], "tinyproxy"),
     need(&["tmux"], "tmux"),
     need(&["tshark"], "tshark"),
     need(&["wg"], "wireguard-tools"),
@@ -48,7 +50,8 @@ const TEST: &[Need] = &[
 ];
 
 /// What some distributions do not have as a package; the tests that want it say that they did not run.
-const EXTRA: &[Need] = &[need(&["chromium", "chromium-browser", "google-chrome"], "chromium")];
+const EXTRA: &[Need] =
+    &[need(&["caddy"], "caddy"), need(&["chromium", "chromium-browser", "google-chrome"], "chromium")];
 
 const BENCH: &[Need] =
     &[need(&["iperf3"], "iperf3"), need(&["wg"], "wireguard-tools"), need(&["wireguard-go"], "wireguard-go")];
@@ -82,9 +85,10 @@ pub fn for_bench(openvpn: bool) -> Result<()> {
 /// Installs what the build and the tests need.
 pub fn for_tests() -> Result<()> {
     install(&missing(&[BUILD, DEMO, TEST]))?;
-    let extra = missing(&[EXTRA]);
-    if let Err(error) = install(&extra) {
-        println!("going on without {}: {error}", extra.join(" "));
+    for extra in missing(&[EXTRA]) {
+        if let Err(error) = install(&[extra]) {
+            println!("going on without {extra}: {error}");
+        }
     }
     components()
 }

@@ -125,6 +125,8 @@ enum Verb {
         /// A wg-quick file, or the name of a profile [default: the only profile]
         #[arg(value_name = "FILE.conf|NAME")]
         file: Option<PathBuf>,
+        #[command(flatten)]
+        settings: ClientFlags<false>,
         /// The command and its arguments
         #[arg(last = true, required = true, value_name = "CMD")]
         command: Vec<OsString>,
@@ -380,16 +382,17 @@ impl Cli {
             }
             Verb::Proxy(args) => {
                 let home = home.of_user();
-                proxy::run(&home, &args, &Config::log(&home, &layers)?)
+                let log = Config::log(&home, &layers)?;
+                proxy::run(&home, &args, &log, layers)
             }
-            Verb::Run { file, command } => {
+            Verb::Run { file, settings, command } => {
                 let home = home.of_user();
                 let file = profile::find(&home, file.as_deref(), ForVerb("run", " -- CMD"))?;
                 // The command has the terminal: the tunnel speaks only when something is wrong, or when asked.
                 let quiet = LogOptions { level: Some(tracing::Level::WARN), ..LogOptions::default() };
                 let asked = layers.speak_of_log();
                 let log = if asked { Config::log_without_file(&layers)?.rooted() } else { quiet };
-                run::run(&run::RunOptions { file, command, log })
+                run::run(&run::RunOptions { file, command, log, home, layers: settings.over(layers) })
             }
             Verb::Exclude { interface, command } => {
                 exclude::run(&home, &exclude::ExcludeOptions { interface, command })

@@ -28,7 +28,7 @@ use ipnet::IpNet;
 
 use self::reload::Sources;
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
-use crate::config::{ClientSettings, InterfaceName, Layers, Mtu, Origin};
+use crate::config::{CarrierChoice, ClientSettings, InterfaceName, Layers, Mtu, Origin};
 use crate::control::{self, Answer, ControlError, Verb};
 use crate::daemon::{self, PidFile, Readiness, Start, Watchdog};
 use crate::device;
@@ -286,7 +286,7 @@ impl Client {
     /// Whether to go on; a tunnel without an answer so far stays up, as with wg-quick.
     fn wait_for_an_answer(&mut self, readiness: &Readiness) -> anyhow::Result<bool> {
         let Some(peer) = self.file.peers.iter().find(|peer| peer.endpoint.is_some()) else { return Ok(true) };
-        let advice = no_answer(peer);
+        let advice = no_answer(peer, &self.settings);
         let deadline = Instant::now() + FIRST_ANSWER;
         loop {
             match self.instance.wait(deadline.saturating_duration_since(Instant::now())) {
@@ -367,12 +367,24 @@ fn warn_about(outcome: anyhow::Result<()>) {
 }
 
 /// What to tell about a peer that stays silent.
-pub(crate) fn no_answer(peer: &PeerSection) -> String {
-    let place = peer.endpoint.as_ref().map(ToString::to_string).unwrap_or_default();
-    let port = peer.endpoint.as_ref().map_or(0, |endpoint| endpoint.port);
+pub(crate) fn no_answer(peer: &PeerSection, settings: &ClientSettings) -> String {
+    let choice = dial::choice_of(settings);
+    let by_streams = settings.stream_endpoint.as_ref().filter(|_| choice != CarrierChoice::Udp);
+    let place = match choice {
+        CarrierChoice::Auto | CarrierChoice::Udp => peer.endpoint.as_ref(),
+        _ => by_streams.or(peer.endpoint.as_ref()),
+    };
+    let port = place.map_or(0, |place| place.port);
+    let open = match (choice, by_streams) {
+        (CarrierChoice::Udp, _) => format!("UDP port {port}"),
+        (CarrierChoice::Auto, None) => format!("port {port}, UDP or TCP,"),
+        (CarrierChoice::Auto, Some(other)) => format!("UDP port {port} or TCP port {}", other.port),
+        _ => format!("TCP port {port}"),
+    };
+    let place = place.map(ToString::to_string).unwrap_or_default();
     format!(
         "no answer from {place} in {} s; the tunnel stays up and keeps trying. Check that the gateway runs, \
-         that UDP port {port} is open on the way to it, that each side has the public key (and preshared key) \
+         that {open} is open on the way to it, that each side has the public key (and preshared key) \
          of the other, and that both pin the suite {}",
         FIRST_ANSWER.as_secs(),
         peer.suite
@@ -635,9 +647,30 @@ mod tests {
     #[test]
     fn a_silent_gateway_is_explained() {
         let file = file("", "Endpoint = vpn.example.org:4500");
-        let advice = no_answer(&file.peers[0]);
-        for part in ["vpn.example.org:4500", "UDP port 4500", "chacha20-poly1305"] {
-            assert!(advice.contains(part), "{advice}");
+        let mut settings = ClientSettings::of_profile(&Layers::default(), &file).unwrap();
+        for (carrier, elsewhere, parts) in [
+            (
+                CarrierChoice::Auto,
+                None,
+                ["vpn.example.org:4500", "port 4500, UDP or TCP", "chacha20-poly1305"],
+            ),
+            (CarrierChoice::Auto, Some("web.example.org:443"), ["vpn.example.org", "4500", "TCP port 443"]),
+            (
+                CarrierChoice::Udp,
+                Some("web.example.org:443"),
+                ["vpn.example.org", "UDP port 4500 is", "suite"],
+            ),
+            (CarrierChoice::Tls, None, ["vpn.example.org:4500", "TCP port 4500", "suite"]),
+            (
+                CarrierChoice::Wss,
+                Some("web.example.org:443"),
+                ["web.example.org:443", "TCP port 443", "suite"],
+            ),
+        ] {
+            settings.carrier = carrier;
+            settings.stream_endpoint = elsewhere.map(|it| it.parse().unwrap());
+            let advice = no_answer(&file.peers[0], &settings);
+            assert!(parts.iter().all(|part| advice.contains(part)), "{parts:?} in {advice}");
         }
     }
 }

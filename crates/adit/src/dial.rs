@@ -33,7 +33,7 @@ use crate::driver::{self, Driver, DriverEvent, NewStream, Remote, Streams};
 use crate::stream::{LinkError, Way, connect};
 
 pub use self::target::Target;
-pub(crate) use self::target::{begin, by_datagrams, targets};
+pub(crate) use self::target::{begin, by_datagrams, choice_of, targets};
 
 /// How long UDP has at the start before streams are tried beside it.
 const HEAD_START: Duration = Duration::from_millis(1_500);

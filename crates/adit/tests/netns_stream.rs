@@ -4,29 +4,14 @@ mod common;
 
 use std::time::{Duration, Instant};
 
-use adit_lab::{Content, Host, wait_for};
+use adit_lab::{Content, wait_for};
 use common::SOON;
+use common::carried::{peer, up, wait_for_carrier};
 use common::internet::{
-    INSIDE, Internet, admit, finish_download, init, start_gateway, status, stop_gateway, succeed,
+    INSIDE, Internet, admit, finish_download, init, start_gateway, stop_gateway, succeed,
 };
-use serde_json::Value;
 
 const FILE: Content = Content { seed: 0xad17, bytes: 4 << 20 };
-
-fn peer(host: &Host) -> Value {
-    status(host)["peers"][0].clone()
-}
-
-fn wait_for_carrier(host: &Host, wanted: &[&str], within: Duration) {
-    let waited = wait_for(format!("the carrier {wanted:?}"), within, || {
-        peer(host)["carrier"].as_str().filter(|it| wanted.contains(it)).map(drop)
-    });
-    waited.unwrap_or_else(|error| panic!("{error}; it is {}", status(host)));
-}
-
-fn up(client: &Host, file: &str, settings: &[&str]) {
-    succeed(client, &[&["up", file], settings].concat());
-}
 
 #[test]
 fn a_tunnel_over_any_stream_carries_a_download_byte_for_byte() {

@@ -155,7 +155,13 @@ pub const KEYS: &[Key] = &[
     key("client", "via", Kind::Text, None, "proxy that connects us: http://[USER@]HOST:PORT"),
     key("client", "via_password", Kind::Secret, None, "password for the proxy: env:NAME or file:PATH"),
     key("client", "sni", Kind::Text, None, "host name that TLS asks for, when not that of the gateway"),
-    key("client", "tls_verify", Kind::Text, Some("pin"), "how TLS knows the gateway: pin, webpki or off"),
+    key(
+        "client",
+        "tls_verify",
+        Kind::Text,
+        Some("pinned"),
+        "how TLS knows the gateway: pinned, webpki or off",
+    ),
     key("client", "tls_pin", Kind::Text, None, "pin of the gateway's certificate: sha256:..."),
     key("client", "stream_endpoint", Kind::Text, None, "host:port for connections, when not that of UDP"),
     key(

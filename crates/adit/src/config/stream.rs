@@ -136,12 +136,20 @@ pub fn parse_file(text: &str) -> Result<PathBuf, Complaint> {
     Err(Complaint::new(format!("`{text}` is not the whole path of a file"), "begin it with a /"))
 }
 
-/// "pin", "webpki" or "off".
+/// "pinned" (or "pin"), "webpki" or "off".
 ///
 /// # Errors
 /// Anything else.
 pub fn parse_tls_verify(text: &str) -> Result<TlsVerify, Complaint> {
-    choice(text, &[("pin", TlsVerify::Pin), ("webpki", TlsVerify::WebPki), ("off", TlsVerify::Off)])
+    choice(
+        text,
+        &[
+            ("pinned", TlsVerify::Pin),
+            ("pin", TlsVerify::Pin),
+            ("webpki", TlsVerify::WebPki),
+            ("off", TlsVerify::Off),
+        ],
+    )
 }
 
 /// `sha256:` and the hash of a public key in base64.

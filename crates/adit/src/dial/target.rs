@@ -84,7 +84,7 @@ pub(crate) fn targets(
 }
 
 /// What is in effect of what was said: a proxy carries no datagrams, and whoever names one wants to go through it.
-fn choice_of(settings: &ClientSettings) -> CarrierChoice {
+pub(crate) fn choice_of(settings: &ClientSettings) -> CarrierChoice {
     match settings.carrier {
         CarrierChoice::Auto if settings.via.is_some() => CarrierChoice::Tls,
         choice => choice,

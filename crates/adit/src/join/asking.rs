@@ -132,7 +132,7 @@ async fn ask_once(url: &InviteUrl, application: &Application) -> Result<Lease, A
 
 fn no_answer(url: &InviteUrl) -> String {
     format!(
-        "no answer from {}. Either it is not reached (does the gateway run, and is UDP port {} open on the way to it?), \
+        "no answer from {}. Either it is not reached (does the gateway run, and is port {} open on the way to it, UDP or TCP?), \
          or it does not know this invite (any more): `adit invite list` on the gateway shows those it knows",
         url.endpoint, url.endpoint.port
     )

@@ -38,6 +38,7 @@ use self::auth::Credentials;
 use self::dial::Dialer;
 use self::gate::{Gate, Pass};
 use crate::config::wgquick::{Hooks, WgQuick};
+use crate::config::{ClientFlags, ClientSettings, Layers};
 use crate::daemon;
 use crate::home::Home;
 use crate::log::LogOptions;
@@ -65,6 +66,8 @@ pub struct ProxyArgs {
     /// Ask clients for a user and the password in a file; needed to listen beyond loopback
     #[arg(long, value_name = "USER:file:PATH")]
     auth: Option<AuthSource>,
+    #[command(flatten)]
+    settings: ClientFlags<false>,
 }
 
 /// Where to listen; a port alone is one of loopback.
@@ -80,7 +83,7 @@ fn listen_address(text: &str) -> Result<SocketAddr, String> {
 ///
 /// # Errors
 /// The profile is wrong, an address is taken or would make an open proxy, or the tunnel breaks for good.
-pub fn run(home: &Home, args: &ProxyArgs, log: &LogOptions) -> anyhow::Result<ExitCode> {
+pub fn run(home: &Home, args: &ProxyArgs, log: &LogOptions, layers: Layers) -> anyhow::Result<ExitCode> {
     let mut args = args.clone();
     if args.socks5.is_none() && args.http.is_none() && args.local.is_empty() && args.remote.is_empty() {
         args.socks5 = Some(SocketAddr::from(([127, 0, 0, 1], 1080)));
@@ -89,11 +92,12 @@ pub fn run(home: &Home, args: &ProxyArgs, log: &LogOptions) -> anyhow::Result<Ex
     let credentials = args.auth.as_ref().map(Credentials::load).transpose()?;
     let file =
         WgQuick::load(&profile::find(home, args.profile.as_deref(), ForVerb("proxy", ""))?, Hooks::Allowed)?;
+    let settings = ClientSettings::load(home, &args.settings.clone().over(layers), Some(&file))?;
     crate::log::start(log)?;
     adit_io::sys::keep_large_blocks_apart();
     let descriptors = adit_io::sys::raise_descriptor_limit().context("cannot ask for more descriptors")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(serve(&args, &file, credentials, Gate::new(descriptors)))?;
+    runtime.block_on(serve(&args, &file, &settings, credentials, Gate::new(descriptors)))?;
     // Whoever still talks is cut off; nothing is left to wait for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(ExitCode::SUCCESS)
@@ -124,6 +128,7 @@ impl ProxyArgs {
 async fn serve(
     args: &ProxyArgs,
     file: &WgQuick,
+    settings: &ClientSettings,
     credentials: Option<Credentials>,
     gate: Gate,
 ) -> anyhow::Result<()> {
@@ -139,7 +144,7 @@ async fn serve(
         let target = forward.inside_target().map_err(|error| anyhow!("-L {forward}: {error}"))?;
         doors.push((bind(forward.local_listen(), "-L").await?, Door::Port(target)));
     }
-    let tunnel = Tunnel::open(file)?;
+    let tunnel = Tunnel::open_with(file, settings)?;
     let dialer = Dialer::new(tunnel.clone());
     for forward in &args.remote {
         let (port, address) = forward.inside_listen();

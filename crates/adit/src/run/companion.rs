@@ -9,17 +9,17 @@ use std::time::{Duration, Instant};
 
 use adit_io::sys::Beside;
 use adit_io::tun::Tun;
-use adit_proto::event::Command;
 use anyhow::{Context, anyhow, bail};
 use crossbeam_channel::{Receiver, bounded};
 
 use super::layout::{INTERFACE, Layout};
 use super::{RunOptions, warn};
 use crate::client::{introduction, no_answer, resolve_peers};
-use crate::config::Mtu;
 use crate::config::wgquick::{Hooks, WgQuick};
+use crate::config::{ClientSettings, Mtu};
 use crate::daemon::{self, Signal};
 use crate::device;
+use crate::dial;
 use crate::driver::DriverConfig;
 use crate::instance::{Instance, Wake};
 use crate::privilege;
@@ -43,12 +43,15 @@ pub fn serve(beside: Beside, options: &RunOptions) -> ExitCode {
 fn carry(beside: Beside, options: &RunOptions) -> anyhow::Result<()> {
     let beside = Arc::new(beside);
     let file = WgQuick::load(&options.file, Hooks::Allowed)?;
+    let settings = ClientSettings::load(&options.home, &options.layers, Some(&file))?;
     crate::log::start(&options.log)?;
     if !file.interface.hooks.is_empty() {
         warn("PreUp, PostUp, PreDown and PostDown are passed over: `adit run` changes nothing on the host");
     }
     let reached = resolve_peers(&file.peers)?;
+    let mut targets = dial::targets(&file, &reached, &settings)?;
     let fwmark = fwmark_of(&file);
+    targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
     let in_use: Vec<IpAddr> = reached.iter().map(|it| it.current.ip()).collect();
     let mtu_bytes = match file.interface.mtu {
         Mtu::Bytes(bytes) => bytes.into(),
@@ -63,7 +66,7 @@ fn carry(beside: Beside, options: &RunOptions) -> anyhow::Result<()> {
     let listen_port = file.interface.listen_port;
     let driver =
         device::start(DriverConfig { tun: queues(descriptors)?, listen_port, fwmark, offload: true })?;
-    driver.apply(introduction(&file, &reached, &[]));
+    driver.apply(introduction(&file, dial::by_datagrams(&settings, &reached), &[]));
     let questions = crossbeam_channel::never();
     let mut instance = Instance::new(Role::Client, INTERFACE.to_owned(), driver, end_of(&beside)?, questions);
     let names = file.peers.iter().map(|peer| (peer.public_key, peer.name.as_ref().map(ToString::to_string)));
@@ -75,8 +78,8 @@ fn carry(beside: Beside, options: &RunOptions) -> anyhow::Result<()> {
             instance.endpoints.watch(it.peer, name, it.known.clone(), Some(it.current));
         }
     }
-    instance.driver.apply(reached.iter().map(|it| Command::Initiate(it.peer)).collect());
-    if wait_for_an_answer(&mut instance, &file)? {
+    instance.dial = dial::begin(&instance.driver, &settings, &reached, targets)?;
+    if wait_for_an_answer(&mut instance, &file, &settings)? {
         (&beside.caller).write_all(&[1])?;
         run_until_the_end(&mut instance)?;
     }
@@ -143,14 +146,18 @@ fn end_of(beside: &Arc<Beside>) -> anyhow::Result<Receiver<Signal>> {
 }
 
 /// Whether to go on. Without an answer the command starts all the same: it has no network until one comes.
-fn wait_for_an_answer(instance: &mut Instance, file: &WgQuick) -> anyhow::Result<bool> {
+fn wait_for_an_answer(
+    instance: &mut Instance,
+    file: &WgQuick,
+    settings: &ClientSettings,
+) -> anyhow::Result<bool> {
     let Some(peer) = file.peers.iter().find(|peer| peer.endpoint.is_some()) else { return Ok(true) };
     let deadline = Instant::now() + FIRST_ANSWER;
     loop {
         match instance.wait(deadline.saturating_duration_since(Instant::now())) {
             Wake::Heard => return Ok(true),
             Wake::Tick => {
-                warn(&no_answer(peer));
+                warn(&no_answer(peer, settings));
                 return Ok(true);
             }
             Wake::Stop => return Ok(false),

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   adit ──fork──► companion: the host's network
-//!    │                │ reads the file, resolves names        ── UDP ──► gateway
+//!    │                │ reads the file, resolves names   ── UDP or TCP ──► gateway
 //!    │ ◄── layout ────┤
 //!    │ namespaces, TUN, addresses, routes, DNS
 //!    ├── TUN ────────►│ engine and lanes
@@ -30,6 +30,8 @@ use anyhow::{Context, bail};
 
 use self::layout::Layout;
 use self::room::Room;
+use crate::config::Layers;
+use crate::home::Home;
 use crate::log::LogOptions;
 
 /// What `adit run` was asked.
@@ -41,6 +43,10 @@ pub struct RunOptions {
     pub command: Vec<OsString>,
     /// The log of the tunnel.
     pub log: LogOptions,
+    /// Where the settings of clients are.
+    pub home: Home,
+    /// What flags and variables say about them.
+    pub layers: Layers,
 }
 
 /// The codes of a shell, `env` and `timeout` for a command that could not be started.

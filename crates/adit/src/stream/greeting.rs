@@ -70,7 +70,7 @@ impl Hall {
             }
             (Ok(Ok(1)), [b'A'..=b'Z']) => {
                 let mut stream = stream;
-                if let Some(message) = self.receive_visitor(&mut stream, &[]).await {
+                if let Some(message) = self.receive_visitor(&mut stream, &[], deadline).await {
                     let layer = Layer { tls: None, websocket: Some(Side::Server) };
                     self.adopt(stream, layer, StreamKind::Ws, from, message);
                 }
@@ -87,7 +87,12 @@ impl Hall {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
         let limited = Limited { stream, left: HANDSHAKE_BYTES };
         // Boxed: a connection that shows nothing shall not take the memory of one that does.
-        let Ok(Ok(mut tls)) = Box::pin(timeout_at(deadline, acceptor.accept(limited))).await else { return };
+        let accepted = Box::pin(timeout_at(deadline, acceptor.accept(limited).into_fallible())).await;
+        let mut tls = match accepted {
+            Ok(Ok(tls)) => tls,
+            Ok(Err((_, mut limited))) => return waste(&mut limited.stream, deadline).await,
+            Err(_) => return,
+        };
         tls.get_mut().0.left = usize::MAX;
         let deadline = Instant::now() + FIRST;
         let mut first = [0];
@@ -102,7 +107,7 @@ impl Hall {
                 Err(_) => return,
             }
         } else {
-            match Box::pin(self.receive_visitor(&mut tls, &first)).await {
+            match Box::pin(self.receive_visitor(&mut tls, &first, deadline)).await {
                 Some(message) => (message, StreamKind::Wss, Some(Side::Server)),
                 None => return,
             }
@@ -117,15 +122,19 @@ impl Hall {
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         begun: &[u8],
+        deadline: Instant,
     ) -> Option<Vec<u8>> {
-        let deadline = Instant::now() + FIRST;
         let head = match timeout_at(deadline, Head::read(stream, begun)).await {
             Ok(Ok(head)) => head,
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 let _ = timeout(ANSWER, visitor::refuse(stream)).await;
                 return None;
             }
-            _ => return None,
+            Ok(Err(_)) => {
+                sleep_until(deadline).await;
+                return None;
+            }
+            Err(_) => return None,
         };
         if !visitor::wants_websocket(&head, &self.path) {
             let _ = timeout(ANSWER, visitor::answer(stream, &head, &self.web)).await;
@@ -135,8 +144,14 @@ impl Hall {
             visitor::upgrade(stream, &head).await?;
             first_message_in_websocket(stream).await
         };
-        let message = timeout_at(deadline, message).await.ok()?.ok()?;
-        self.is_acceptable(&message).then_some(message)
+        let message = timeout_at(deadline, message).await.ok()?;
+        if let Ok(message) = message
+            && self.is_acceptable(&message)
+        {
+            return Some(message);
+        }
+        sleep_until(deadline).await;
+        None
     }
 
     fn is_acceptable(&self, message: &[u8]) -> bool {

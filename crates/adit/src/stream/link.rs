@@ -15,6 +15,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{AlertDescription, Error};
 
 use super::http::{Head, accept_of};
 use super::trust::client_config;
@@ -83,6 +84,12 @@ pub enum LinkError {
     /// The server cannot be the gateway, or speaks no TLS.
     #[error("no TLS with the gateway: {0}")]
     Tls(#[source] io::Error),
+    /// The server has no TLS 1.3.
+    #[error(
+        "the server speaks no TLS 1.3, and nothing else will do; for an nginx in front of the gateway: \
+         `ssl_protocols TLSv1.2 TLSv1.3;`"
+    )]
+    OldTls,
     /// The web server in front does not lead to the gateway.
     #[error("no WebSocket at {0}: {1}")]
     WebSocket(String, String),
@@ -164,9 +171,9 @@ async fn ask_proxy(stream: &mut TcpStream, link: &Link, via: &Via) -> io::Result
     let refused = |what: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, what.to_owned()));
     match head.status() {
         Some(200..=299) => Ok(()),
-        Some(407) if via.user.is_some() => refused("it refuses the user or the password (407)"),
-        Some(407) => refused(
-            "it asks for a user and a password (407); write via as http://USER@HOST:PORT, and set via_password",
+        Some(401 | 407) if via.user.is_some() => refused("it refuses the user or the password"),
+        Some(401 | 407) => refused(
+            "it asks for a user and a password; write via as http://USER@HOST:PORT, and set via_password",
         ),
         Some(403 | 405) => {
             refused("it forbids connections to that host or port; a gateway on port 443 may be allowed")
@@ -185,7 +192,12 @@ async fn secure(link: &Link, stream: TcpStream, way: Way) -> Result<(TcpStream, 
     let server = ServerName::try_from(name.clone()).map_err(wrong)?;
     let late = || io::Error::from(io::ErrorKind::TimedOut);
     let connected = timeout(STEP, TlsConnector::from(Arc::clone(&config)).connect(server, stream)).await;
-    let mut tls = connected.unwrap_or_else(|_| Err(late())).map_err(LinkError::Tls)?;
+    let mut tls = connected.unwrap_or_else(|_| Err(late())).map_err(|error| match problem_of(&error) {
+        Some(Error::AlertReceived(AlertDescription::ProtocolVersion) | Error::PeerIncompatible(_)) => {
+            LinkError::OldTls
+        }
+        _ => LinkError::Tls(error),
+    })?;
     if way == Way::Wss {
         let failed = |what: String| LinkError::WebSocket(format!("https://{name}{}", link.path), what);
         match timeout(STEP, open_websocket(&mut tls, &name, &link.path)).await {
@@ -196,6 +208,10 @@ async fn secure(link: &Link, stream: TcpStream, way: Way) -> Result<(TcpStream, 
     }
     let (stream, session) = tls.into_inner();
     Ok((stream, Layer { tls: Some(Tls::Client(Box::new(session))), websocket: None }))
+}
+
+fn problem_of(error: &io::Error) -> Option<&Error> {
+    error.get_ref()?.downcast_ref()
 }
 
 async fn open_websocket(

@@ -80,8 +80,8 @@ pub enum TunnelError {
     Start(#[source] io::Error),
     /// Nobody answers at the gateway's endpoint.
     #[error(
-        "no answer from {gateway}. Check that the gateway runs, that its UDP port is open on the way to it, and \
-         that each side has the key of the other"
+        "no answer from {gateway}. Check that the gateway runs, that its port (UDP, or TCP) is open on the way to it, \
+         and that each side has the key of the other"
     )]
     NoAnswer {
         /// The endpoints of the profile.

@@ -3,6 +3,7 @@
 // Each test is a program of its own and uses a part of this.
 #![allow(dead_code)]
 
+pub mod carried;
 pub mod device;
 pub mod drivers;
 pub mod internet;
