@@ -25,6 +25,7 @@ cargo xtask VERB
   test --record           every test, then record how many there are and their names
   demo [ARGS]             build adit and run its demonstration in network namespaces
   bench [OPTIONS]         measure adit beside others; `cargo xtask bench --help` lists the options
+  bench-streams [OPTIONS] measure TCP and TLS beside OpenVPN over TCP, on clean and on lossy links
   dist [OPTIONS]          packages: a .deb and a tarball, in target/dist; --binary FILE packages that
                           program, --out DIR puts them elsewhere
   picture [BINARY]        record the demonstration as docs/demo.svg
@@ -65,6 +66,7 @@ fn dispatch(args: &[&str]) -> Option<Result<bool>> {
         ["test", filter] if !filter.starts_with('-') => suite::run(suite::Selection::Filter(filter)),
         ["demo", rest @ ..] => demo::run(rest),
         ["bench", rest @ ..] => return bench::run(rest),
+        ["bench-streams", rest @ ..] => return bench::streams::run(rest),
         ["dist", rest @ ..] => dist::run(&dist::Options::parse(rest)?),
         ["picture"] => picture::run(None),
         ["picture", binary] => picture::run(Some(binary)),

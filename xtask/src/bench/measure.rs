@@ -235,7 +235,7 @@ struct Cpu {
 }
 
 /// The round trips that `ping` prints, in microseconds; duplicates are no answers.
-fn echo_times(text: &str) -> Vec<f64> {
+pub fn echo_times(text: &str) -> Vec<f64> {
     let lines = text.lines().filter(|line| !line.contains("(DUP!)"));
     let time = |line: &str| line.split_once("time=")?.1.strip_suffix(" ms")?.parse::<f64>().ok();
     lines.filter_map(time).map(|millis| millis * 1e3).collect()

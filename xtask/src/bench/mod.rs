@@ -15,6 +15,7 @@ mod options;
 mod programs;
 mod record;
 mod report;
+pub mod streams;
 mod tunnel;
 mod work;
 mod world;

@@ -249,7 +249,7 @@ fn openvpn(world: &World, program: &str, number: u8, port: u16) -> Result<[End; 
 }
 
 /// Makes a key and a certificate for a host; returns the fingerprint.
-fn certificate(host: &Host) -> Result<String> {
+pub fn certificate(host: &Host) -> Result<String> {
     let (key, cert) = (host.directory().join("ovpn.key"), host.directory().join("ovpn.crt"));
     let (key, cert) = (key.display().to_string(), cert.display().to_string());
     let new =
