@@ -34,6 +34,7 @@ use crate::pmtu::{self, Probe};
 use crate::reason::{DropCounters, DropReason};
 use crate::suite::Suite;
 use crate::time::Instant;
+use crate::unfinished::{self, Place};
 use crate::wire::{Message, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TransportHeader};
 
 const DEFAULT_MTU_BYTES: usize = 1420;
@@ -65,10 +66,28 @@ impl RouteTable {
     }
 }
 
+/// Whether the TCP or UDP checksum of an inside packet is finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksum {
+    /// It is.
+    Finished,
+    /// It is left to the receiver.
+    Unfinished,
+}
+
+/// Where the inside packet lies in a datagram.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// The bytes of the packet in the datagram.
+    pub packet: Range<usize>,
+    /// What is left to do.
+    pub checksum: Checksum,
+}
+
 /// What an opened message holds.
 enum Opened<'m> {
     /// An inside packet, with its padding; or, without a header, what may be a superpacket.
-    Packet(&'m mut [u8], Option<InsideHeader>),
+    Packet(&'m mut [u8], Option<InsideHeader>, Checksum),
     /// Nothing for the inside.
     Nothing,
 }
@@ -231,7 +250,7 @@ impl Forwarding {
         }
     }
 
-    /// Handles one datagram in place. Returns where in `datagram` the inside packet lies, if there is one.
+    /// Handles one datagram in place. Returns where in `datagram` the inside packet lies, complete, if there is one.
     pub fn arrive(
         &self,
         now: Instant,
@@ -240,6 +259,22 @@ impl Forwarding {
         datagram: &mut [u8],
         notices: &mut Vec<Notice>,
     ) -> Option<Range<usize>> {
+        let Inbound { packet, checksum } = self.arrive_unfinished(now, from, ecn, datagram, notices)?;
+        if checksum == Checksum::Unfinished {
+            unfinished::finish(datagram.get_mut(packet.clone())?)?;
+        }
+        Some(packet)
+    }
+
+    /// [`Self::arrive`] for a device that takes packets whose checksum is to be finished.
+    pub fn arrive_unfinished(
+        &self,
+        now: Instant,
+        from: &Endpoint,
+        ecn: Ecn,
+        datagram: &mut [u8],
+        notices: &mut Vec<Notice>,
+    ) -> Option<Inbound> {
         let result = match Message::parse(datagram) {
             Ok((suite, Message::Transport(header))) => {
                 self.arrive_transport(now, from, ecn, suite, &header, datagram, notices)
@@ -284,7 +319,11 @@ impl Forwarding {
         };
         let arrived = match opened {
             Opened::Nothing => None,
-            Opened::Packet(opened, inside) => {
+            Opened::Packet(opened, inside, checksum) => {
+                if checksum == Checksum::Unfinished {
+                    let len = inside.map_or(0, |inside| inside.total_len);
+                    let _ = unfinished::finish(opened.get_mut(..len).unwrap_or_default());
+                }
                 let admitted = self.admit_from_stream(now, &path, opened, inside, notices);
                 admitted.map_err(|reason| self.drops.count(reason)).ok()
             }
@@ -352,13 +391,14 @@ impl Forwarding {
         header: &TransportHeader,
         datagram: &mut [u8],
         notices: &mut Vec<Notice>,
-    ) -> Result<Option<Range<usize>>, DropReason> {
+    ) -> Result<Option<Inbound>, DropReason> {
         let (keypair, opened) = self.open_transport(now, from, suite, header, datagram, notices)?;
-        let Opened::Packet(packet, inside) = opened else { return Ok(None) };
+        let Opened::Packet(packet, inside, checksum) = opened else { return Ok(None) };
         let inside = inside.ok_or(DropReason::MalformedInside)?;
         let inside = self.admit_inside(now, &keypair.path, inside, packet, notices)?;
         ecn_decapsulate(ecn, packet)?;
-        Ok(Some(TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN.saturating_add(inside.total_len)))
+        let packet = TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN.saturating_add(inside.total_len);
+        Ok(Some(Inbound { packet, checksum }))
     }
 
     /// Opens a transport message, and does what an authenticated one calls for.
@@ -380,6 +420,10 @@ impl Forwarding {
         let packet = keypair.open(now, header.counter, message)?;
         let path = &keypair.path;
         path.traffic.received(1, message_len);
+        let checksum = match suite == Suite::Aes256Gcm && unfinished::take_mark(packet) {
+            true => Checksum::Unfinished,
+            false => Checksum::Finished,
+        };
         if Content::is_one(packet) {
             match Content::parse(packet) {
                 Some(Content::Challenge(chosen)) => {
@@ -399,7 +443,13 @@ impl Forwarding {
             return Ok((keypair, Opened::Nothing));
         }
         let inside = match InsideHeader::parse(packet) {
-            Ok(inside) => Some(inside),
+            Ok(inside) => {
+                let whole = packet.get(..inside.total_len).unwrap_or_default();
+                if checksum == Checksum::Unfinished && Place::of(whole).is_none() {
+                    return Err(DropReason::MalformedInside);
+                }
+                Some(inside)
+            }
             Err(_) if Content::is_one(packet) => None,
             Err(reason) => {
                 path.activity.packet_received(now);
@@ -411,7 +461,7 @@ impl Forwarding {
         if path.activity.data_received(now) {
             notices.push(Notice::OwingReply(Arc::clone(path)));
         }
-        Ok((keypair, Opened::Packet(packet, inside)))
+        Ok((keypair, Opened::Packet(packet, inside, checksum)))
     }
 
     /// Cryptokey routing: the source of a packet must belong to the peer that it comes from; and its limits.

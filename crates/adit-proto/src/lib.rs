@@ -36,4 +36,5 @@ pub mod schedule;
 pub mod suite;
 pub mod time;
 pub mod timers;
+pub mod unfinished;
 pub mod wire;

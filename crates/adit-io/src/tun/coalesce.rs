@@ -67,6 +67,7 @@ struct Packet {
     len: u32,
     /// The next packet of the run.
     next: Option<u32>,
+    unfinished: bool,
 }
 
 #[derive(Debug)]
@@ -134,12 +135,24 @@ impl Coalescer {
     /// # Panics
     /// When `range` lies outside of `memory`, or `memory` is 4 GiB long.
     pub fn push(&mut self, memory: &[u8], range: Range<usize>) {
+        self.add(memory, range, false);
+    }
+
+    /// Adds an IP packet whose TCP or UDP checksum holds the sum of its pseudo header, and whose contents are vouched for.
+    ///
+    /// # Panics
+    /// As [`push`](Self::push).
+    pub fn push_unfinished(&mut self, memory: &[u8], range: Range<usize>) {
+        self.add(memory, range, true);
+    }
+
+    fn add(&mut self, memory: &[u8], range: Range<usize>, unfinished: bool) {
         let packet = trim(&memory[range.clone()]);
         let start = u32::try_from(range.start).expect("a batch is smaller than 4 GiB");
         let number = self.packets.len() as u32;
-        self.packets.push(Packet { start, len: packet.len() as u32, next: None });
+        self.packets.push(Packet { start, len: packet.len() as u32, next: None, unfinished });
 
-        let parsed = if self.merge_tcp || self.merge_udp { Parsed::of(packet) } else { Parsed::Alien };
+        let parsed = if self.merge_tcp || self.merge_udp { Parsed::of(packet, unfinished) } else { Parsed::Alien };
         match parsed {
             Parsed::Candidate(candidate) if self.merges(candidate.flow.protocol) => {
                 let slot = self.slot(&candidate.flow);
@@ -194,7 +207,9 @@ impl Coalescer {
             let written = report.packets;
             for packet in self.packets_of(run) {
                 let bytes = self.bytes(memory, packet);
-                match tun.write(bytes) {
+                let written =
+                    if packet.unfinished { tun.write_unfinished(bytes) } else { tun.write(bytes) };
+                match written {
                     Ok(()) => {
                         report.packets += 1;
                         report.bytes += bytes.len() as u64;
@@ -269,7 +284,7 @@ impl Coalescer {
             return false;
         }
         open.verified = true;
-        if !candidate.flow.checksum_is_valid(packet) {
+        if !candidate.unfinished && !candidate.flow.checksum_is_valid(packet) {
             return false;
         }
         open.total_len += u32::from(candidate.payload_len);
@@ -393,14 +408,16 @@ struct Candidate {
     push: bool,
     /// It belongs to a flow, but never merges: it carries no data, or flags with a meaning of their own.
     alone: bool,
+    /// Its checksum is not to be looked at.
+    unfinished: bool,
 }
 
 impl Parsed {
-    fn of(packet: &[u8]) -> Self {
-        Self::parse(packet).unwrap_or(Self::Unknown)
+    fn of(packet: &[u8], unfinished: bool) -> Self {
+        Self::parse(packet, unfinished).unwrap_or(Self::Unknown)
     }
 
-    fn parse(packet: &[u8]) -> Option<Self> {
+    fn parse(packet: &[u8], unfinished: bool) -> Option<Self> {
         let version = Version::of(packet)?;
         let mut addresses = [0; 32];
         let (protocol, at) = match version {
@@ -430,7 +447,15 @@ impl Parsed {
             let payload_len = u16::try_from(transport.len().checked_sub(header_len)?).ok()?;
             let headers_len = u16::try_from(at + header_len).ok()?;
             let alone = alone || payload_len == 0;
-            Some(Self::Candidate(Candidate { flow, headers_len, payload_len, sequence, push, alone }))
+            Some(Self::Candidate(Candidate {
+                flow,
+                headers_len,
+                payload_len,
+                sequence,
+                push,
+                alone,
+                unfinished,
+            }))
         };
         match protocol {
             TCP => {
@@ -446,7 +471,7 @@ impl Parsed {
             UDP => {
                 let header: &[u8; UDP_HEADER_LEN] = transport.first_chunk()?;
                 // A zero checksum means none; merged, the datagrams would get one.
-                let summed = header[6..8] != [0, 0];
+                let summed = unfinished || header[6..8] != [0, 0];
                 if usize::from(u16::from_be_bytes([header[4], header[5]])) != transport.len() {
                     return None;
                 }
@@ -471,7 +496,7 @@ impl Candidate {
             total_len: u32::from(self.headers_len) + u32::from(self.payload_len),
             next_sequence: self.sequence.wrapping_add(u32::from(self.payload_len)),
             push: self.push,
-            verified: false,
+            verified: self.unfinished,
             closed: self.push || self.alone,
         }
     }

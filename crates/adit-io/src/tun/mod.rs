@@ -13,10 +13,11 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use adit_proto::reason::DropReason;
+use adit_proto::unfinished::Place;
 
 pub use coalesce::{Coalescer, WriteReport};
 pub use linux::LinuxTun;
-pub use offload::{Inside, Segmenter};
+pub use offload::{Inside, Segmenter, finish_checksum};
 pub use vnet::VnetHeader;
 
 use crate::memory::MemoryTun;
@@ -186,6 +187,30 @@ impl Tun {
     /// `EIO` when the device is down, `EBADFD` when it was deleted, `EINVAL` when the packet is not IP.
     pub fn write(&mut self, packet: &[u8]) -> io::Result<()> {
         self.write_vectored(&[IoSlice::new(&VnetHeader::NONE.to_bytes()), IoSlice::new(packet)])
+    }
+
+    /// Writes one packet whose checksum holds the sum of its pseudo header: for the kernel to finish where it does that.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_unfinished(&mut self, packet: &[u8]) -> io::Result<()> {
+        if let Some(Place { start, field }) = Place::of(packet)
+            && self.offload() != Offload::None
+        {
+            let vnet = VnetHeader {
+                flags: VnetHeader::NEEDS_CSUM,
+                csum_start: start as u16,
+                csum_offset: (field - start) as u16,
+                ..VnetHeader::NONE
+            };
+            match self.write_vectored(&[IoSlice::new(&vnet.to_bytes()), IoSlice::new(packet)]) {
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EIO)) => {}
+                result => return result,
+            }
+        }
+        let mut packet = packet.to_vec();
+        finish_checksum(&mut packet);
+        self.write(&packet)
     }
 
     /// Writes a superpacket that somebody else has put together: whole where the device takes it, else packet by packet.

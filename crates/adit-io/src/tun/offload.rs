@@ -1,7 +1,9 @@
 //! What comes out of a TUN device: complete packets, packets whose checksum is to be finished, and superpackets.
 
 use adit_proto::packet::InsideHeader;
+use adit_proto::unfinished::Place;
 
+use super::checksum::Checksum;
 use super::header::{
     CWR, FIN, PSH, TCP, UDP, Version, get_u16, get_u32, pseudo_header, put, put_u16, set_total_len,
     transport, transport_header_len,
@@ -164,10 +166,56 @@ impl Inside {
         Segmenter {
             packet: buf.get(..self.len()).unwrap_or_default(),
             work: self.work,
+            leaves_checksums: false,
+            sums: Sums::of(&self.work, buf),
             count: self.count(),
             stride: self.stride(),
             next: 0,
         }
+    }
+
+    /// The same, with the checksums as the kernel left them: the sum of the pseudo header. `None` when there is nothing to
+    /// leave, or not at the [`Place`] where a receiver looks.
+    pub fn unfinished_segments<'a>(&self, buf: &'a [u8]) -> Option<Segmenter<'a>> {
+        let place = Place::of(buf.get(..self.len())?);
+        let fits = match self.work {
+            Work::Complete => false,
+            Work::Checksum { start, field } => {
+                place == Some(Place { start: start.into(), field: field.into() })
+            }
+            Work::Segments(segments) => {
+                place.is_some_and(|place| place.start == usize::from(segments.transport_at))
+            }
+        };
+        fits.then(|| Segmenter { leaves_checksums: true, ..self.segments(buf) })
+    }
+}
+
+/// What the checksums of all segments have in common.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    /// Of the IPv4 header, without identification, length and the checksum itself.
+    ip: Checksum,
+    /// Of the pseudo header, without the length.
+    pseudo: Checksum,
+}
+
+impl Sums {
+    fn of(work: &Work, buf: &[u8]) -> Self {
+        let Work::Segments(Segments { version, protocol, transport_at, .. }) = *work else {
+            return Self::default();
+        };
+        let ip = match (version, buf.split_first_chunk::<12>()) {
+            (Version::V4, Some((fixed, rest))) => {
+                let mut fixed = *fixed;
+                fixed[2..6].fill(0);
+                fixed[10..12].fill(0);
+                let rest = rest.get(..usize::from(transport_at) - fixed.len()).unwrap_or_default();
+                Checksum::new().add_bytes(&fixed).add_bytes(rest)
+            }
+            _ => Checksum::new(),
+        };
+        Self { ip, pseudo: pseudo_header(version, buf, protocol, 0) }
     }
 }
 
@@ -200,6 +248,8 @@ impl Segments {
 pub struct Segmenter<'a> {
     packet: &'a [u8],
     work: Work,
+    leaves_checksums: bool,
+    sums: Sums,
     count: usize,
     stride: usize,
     next: usize,
@@ -230,16 +280,31 @@ impl Segmenter<'_> {
             Work::Complete => copy(out, &[self.packet]),
             Work::Checksum { start, field } => {
                 let len = copy(out, &[self.packet]);
+                if self.leaves_checksums {
+                    return Some(len);
+                }
                 finish(out.get_mut(usize::from(start)..len).unwrap_or_default(), usize::from(field - start));
                 len
             }
-            Work::Segments(segments) => segments.write(self.packet, number, self.count, out),
+            Work::Segments(segments) => {
+                let len = segments.write(self.packet, number, self.count, &self.sums, out);
+                if !self.leaves_checksums {
+                    let at = usize::from(segments.transport_at);
+                    finish(out.get_mut(at..len).unwrap_or_default(), segments.sum_at() - at);
+                }
+                len
+            }
         })
     }
 }
 
 impl Segments {
-    fn write(&self, packet: &[u8], number: usize, count: usize, out: &mut [u8]) -> usize {
+    fn sum_at(&self) -> usize {
+        usize::from(self.transport_at) + if self.protocol == TCP { 16 } else { 6 }
+    }
+
+    /// Writes a packet whose checksum is yet to be finished.
+    fn write(&self, packet: &[u8], number: usize, count: usize, sums: &Sums, out: &mut [u8]) -> usize {
         let (headers, payload) = packet.split_at_checked(usize::from(self.headers_len)).unwrap_or_default();
         let size = usize::from(self.payload_len);
         let start = number * size;
@@ -248,12 +313,16 @@ impl Segments {
         let segment = out.get_mut(..len).unwrap_or_default();
 
         let at = usize::from(self.transport_at);
-        if self.version == Version::V4 {
-            let id = get_u16(segment, 4).wrapping_add(number as u16);
-            put_u16(segment, 4, id);
+        match self.version {
+            Version::V4 => {
+                let id = get_u16(segment, 4).wrapping_add(number as u16);
+                put_u16(segment, 2, len as u16);
+                put_u16(segment, 4, id);
+                put(segment, 10, sums.ip.add_u16(id).add_u16(len as u16).complement());
+            }
+            Version::V6 => put_u16(segment, 4, (len - 40) as u16),
         }
-        set_total_len(self.version, segment, len);
-        let sum_at = if self.protocol == TCP {
+        if self.protocol == TCP {
             let sequence = get_u32(segment, at + 4).wrapping_add(start as u32);
             put(segment, at + 4, sequence.to_be_bytes());
             if let Some(flags) = segment.get_mut(at + 13) {
@@ -264,14 +333,10 @@ impl Segments {
                     *flags &= !(FIN | PSH);
                 }
             }
-            at + 16
         } else {
             put_u16(segment, at + 4, (len - at) as u16);
-            at + 6
-        };
-        let pseudo = pseudo_header(self.version, segment, self.protocol, len - at).partial();
-        put(segment, sum_at, pseudo);
-        finish(segment.get_mut(at..).unwrap_or_default(), sum_at - at);
+        }
+        put(segment, self.sum_at(), sums.pseudo.add_u16((len - at) as u16).partial());
         len
     }
 }
@@ -279,8 +344,20 @@ impl Segments {
 /// Finishes a checksum whose field holds the sum of the pseudo header. A sum of zero is written as its equal 0xffff,
 /// because zero means "none" to UDP (RFC 768).
 fn finish(summed: &mut [u8], field: usize) {
-    let sum = super::checksum::Checksum::new().add_bytes(summed).complement();
+    let sum = Checksum::new().add_bytes(summed).complement();
     put(summed, field, if sum == [0, 0] { [0xff, 0xff] } else { sum });
+}
+
+/// Finishes the TCP or UDP checksum of a whole packet, whatever its field holds now. False when there is none.
+pub fn finish_checksum(packet: &mut [u8]) -> bool {
+    let (Some(Place { start, field }), Some(version)) = (Place::of(packet), Version::of(packet)) else {
+        return false;
+    };
+    let protocol = if field - start == 16 { TCP } else { UDP };
+    let pseudo = pseudo_header(version, packet, protocol, packet.len() - start).partial();
+    put(packet, field, pseudo);
+    finish(packet.get_mut(start..).unwrap_or_default(), field - start);
+    true
 }
 
 fn copy(out: &mut [u8], pieces: &[&[u8]]) -> usize {

@@ -16,10 +16,10 @@ use std::time::Duration;
 use adit_io::carrier::{Family, Port, ReceiveBatch};
 use adit_io::poll::Poller;
 use adit_io::sys::{LinkEvent, LinkMonitor};
-use adit_io::tun::{Coalescer, INSIDE_MAX, ReadError, Tun};
+use adit_io::tun::{Coalescer, INSIDE_MAX, Offload, ReadError, Tun, finish_checksum};
 use adit_proto::endpoint::Carrier;
 use adit_proto::event::Notice;
-use adit_proto::forward::{Departure, Forwarding};
+use adit_proto::forward::{Checksum, Departure, Forwarding};
 use adit_proto::icmp::{self, Unreachable};
 use adit_proto::pmtu;
 use adit_proto::reason::DropReason;
@@ -313,20 +313,28 @@ impl Lane {
     }
 
     fn open_incoming(&mut self, now: adit_proto::time::Instant) {
+        let plain = self.tun.offload() == Offload::None;
         for slot in 0..self.incoming.len() {
             let Some(received) = self.incoming.received().get(slot).copied() else { return };
             for range in received.datagrams() {
                 let start = range.start;
                 let datagram = self.incoming.datagram_mut(range);
-                let inside = self.forwarding.arrive(
+                let inbound = self.forwarding.arrive_unfinished(
                     now,
                     &received.endpoint,
                     received.ecn,
                     datagram,
                     &mut self.notices,
                 );
-                if let Some(inside) = inside {
-                    self.coalescer.push(self.incoming.memory(), start + inside.start..start + inside.end);
+                let Some(inbound) = inbound else { continue };
+                let packet = start + inbound.packet.start..start + inbound.packet.end;
+                match inbound.checksum {
+                    Checksum::Finished => self.coalescer.push(self.incoming.memory(), packet),
+                    Checksum::Unfinished if plain => {
+                        finish_checksum(self.incoming.datagram_mut(packet.clone()));
+                        self.coalescer.push(self.incoming.memory(), packet);
+                    }
+                    Checksum::Unfinished => self.coalescer.push_unfinished(self.incoming.memory(), packet),
                 }
             }
         }

@@ -11,7 +11,9 @@ use adit_proto::keypair::{Keypair, blocks_of};
 use adit_proto::packet::Ecn;
 use adit_proto::path::Path;
 use adit_proto::reason::DropReason;
+use adit_proto::suite::Suite;
 use adit_proto::time::Instant;
+use adit_proto::unfinished;
 
 /// Header and tag of a message.
 const OVERHEAD: usize = 32;
@@ -73,7 +75,13 @@ impl Outgoing {
         buffer: &[u8],
         notices: &mut Vec<Notice>,
     ) {
-        let mut segments = inside.segments(buffer);
+        // Only adit speaks this suite, and knows what to do with a checksum that is left to it.
+        let unfinished = match keypair.suite {
+            Suite::Aes256Gcm => inside.unfinished_segments(buffer),
+            Suite::ChaCha20Poly1305 => None,
+        };
+        let leaves_checksums = unfinished.is_some();
+        let mut segments = unfinished.unwrap_or_else(|| inside.segments(buffer));
         let count = segments.count();
         let padding = forwarding.padding();
         let padded = padding.padded_len(segments.stride());
@@ -95,6 +103,9 @@ impl Outgoing {
         for counter in (first..).take(count) {
             let message = &mut self.bytes[self.len..];
             let Some(len) = segments.next(&mut message[HEADER..]) else { break };
+            if leaves_checksums {
+                unfinished::mark(&mut message[HEADER..HEADER + len]);
+            }
             let padded = padding.padded_len(len);
             message[HEADER + len..HEADER + padded].fill(0);
             if keypair.seal(counter, &mut message[..padded + OVERHEAD]).is_none() {

@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use adit_io::carrier::{Family, Port, ReceiveBatch};
 use adit_io::poll::Poller;
-use adit_io::tun::{Inside, VnetHeader};
+use adit_io::tun::{Inside, VnetHeader, finish_checksum};
 use adit_proto::endpoint::Carrier;
 use adit_proto::event::Notice;
-use adit_proto::forward::{Departure, Forwarding};
+use adit_proto::forward::{Checksum, Departure, Forwarding, Inbound};
 use adit_proto::icmp::{self, Unreachable};
 use adit_proto::reason::DropReason;
 use adit_proto::time::Instant;
@@ -197,16 +197,19 @@ impl StackLane {
             let Some(received) = self.incoming.received().get(slot).copied() else { break };
             for range in received.datagrams() {
                 let start = range.start;
-                let inside = self.forwarding.arrive(
+                let inbound = self.forwarding.arrive_unfinished(
                     now,
                     &received.endpoint,
                     received.ecn,
                     self.incoming.datagram_mut(range),
                     &mut self.departures.notices,
                 );
-                let Some(inside) = inside else { continue };
-                let packet = self.incoming.memory().get(start + inside.start..start + inside.end);
-                self.stack.take_in(micros_of(now), packet.unwrap_or_default(), &mut self.departures);
+                let Some(Inbound { packet, checksum }) = inbound else { continue };
+                let packet = self.incoming.datagram_mut(start + packet.start..start + packet.end);
+                if checksum == Checksum::Unfinished {
+                    finish_checksum(packet);
+                }
+                self.stack.take_in(micros_of(now), packet, &mut self.departures);
                 if self.departures.outgoing.is_full() {
                     self.departures.outgoing.send(&mut self.port, &self.forwarding);
                 }
