@@ -2,8 +2,9 @@
 //! fall apart into the same packets again.
 
 use adit_io::memory;
-use adit_io::tun::{Coalescer, Inside, Offload, VnetHeader};
+use adit_io::tun::{Coalescer, Inside, Offload, VnetHeader, finish_checksum};
 use adit_proto::packet::InsideHeader;
+use adit_proto::unfinished::Place;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -25,12 +26,21 @@ fn segment(data: &[u8]) {
     assert!(inside.len() <= packet.len());
     let mut segments = inside.segments(packet);
     assert_eq!((segments.count(), segments.stride()), (inside.count(), inside.stride()));
+    let mut unfinished = inside.unfinished_segments(packet);
     let mut out = vec![0; inside.stride()];
+    let mut left = out.clone();
     let mut lengths = Vec::new();
     let mut payload = Vec::new();
     let headers_len = headers_len(packet);
     while let Some(len) = segments.next(&mut out) {
         let segment = &out[..len];
+        if let Some(unfinished) = &mut unfinished {
+            assert_eq!(unfinished.next(&mut left), Some(len));
+            assert!(finish_checksum(&mut left[..len]));
+            if vnet.gso_type != VnetHeader::GSO_NONE {
+                assert_eq!(&left[..len], segment, "finished by the receiver it is another packet");
+            }
+        }
         let parsed = InsideHeader::parse(segment).expect("a segment is a packet");
         let expected =
             InsideHeader { total_len: len, nested_hop_limit: parsed.nested_hop_limit, ..*inside.header() };
@@ -50,24 +60,35 @@ fn segment(data: &[u8]) {
     }
 }
 
-/// Three bytes for each packet: the flow, what is unusual about it, its payload length.
+/// Three bytes for each packet: the flow, what is unusual about it (the high bit: its checksum is left to the receiver),
+/// its payload length.
 fn coalesce(data: &[u8]) {
     let mut flows: [Flow; 8] = core::array::from_fn(|number| Flow::new(number as u8));
     let mut pushed = Vec::new();
     let mut memory = Vec::new();
     let mut ranges = Vec::new();
     for spec in data.chunks_exact(3).take(200) {
-        let packet = flows[usize::from(spec[0] % 8)].packet(spec[1], usize::from(spec[2]) * 4);
+        let mut packet = flows[usize::from(spec[0] % 8)].packet(spec[1] & 0x7f, usize::from(spec[2]) * 4);
         let start = memory.len() + 16;
         memory.resize(start, 0xaa);
         memory.extend_from_slice(&packet);
-        ranges.push(start..memory.len());
+        let len = InsideHeader::parse(&packet).expect("we make valid packets").total_len;
+        let unfinished = spec[1] & 0x80 != 0 && Place::of(&packet[..len]).is_some();
+        if unfinished {
+            finish_checksum(&mut packet[..len]);
+            leave_checksum(&mut memory[start..start + len]);
+        }
+        ranges.push((start..memory.len(), unfinished));
         pushed.push(packet);
     }
     let (mut tun, host) = memory::tun("fuzz0", 1420, Offload::TcpUdp).expect("a device in memory");
     let mut coalescer = Coalescer::new(Offload::TcpUdp);
-    for range in ranges {
-        coalescer.push(&memory, range);
+    for (range, unfinished) in ranges {
+        if unfinished {
+            coalescer.push_unfinished(&memory, range);
+        } else {
+            coalescer.push(&memory, range);
+        }
     }
     let report = coalescer.flush(&mut tun, &memory);
     assert_eq!((report.packets, report.failed), (pushed.len() as u64, 0));
@@ -83,6 +104,15 @@ fn coalesce(data: &[u8]) {
         assert_eq!(of_flow(&written), of_flow(&pushed), "flow {number} was lost, changed or reordered");
     }
     assert_eq!(written.len(), pushed.len());
+}
+
+/// Stores the sum of the pseudo header in place of the checksum.
+fn leave_checksum(packet: &mut [u8]) {
+    let Place { start, field } = Place::of(packet).expect("TCP or UDP");
+    let addresses = if packet[0] >> 4 == 6 { &packet[8..40] } else { &packet[12..20] };
+    let protocol = if field - start == 16 { TCP } else { UDP };
+    let sum = fold(sum_of(addresses) + u64::from(protocol) + (packet.len() - start) as u64);
+    packet[field..field + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
 struct Flow {

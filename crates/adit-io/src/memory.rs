@@ -66,6 +66,8 @@ pub struct MemoryTun {
 pub enum Refuse {
     /// Every superpacket, with this `errno`.
     Superpackets(i32),
+    /// Every packet whose checksum is to be finished, also superpackets, with this `errno`.
+    Unfinished(i32),
     /// Everything, with this `errno`.
     Everything(i32),
 }
@@ -122,6 +124,7 @@ impl MemoryTun {
         let vnet = vnet.first_chunk().map_or(VnetHeader::NONE, VnetHeader::from_bytes);
         let errno = match *self.refuse.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(Refuse::Superpackets(errno)) if vnet.gso_type != VnetHeader::GSO_NONE => Some(errno),
+            Some(Refuse::Unfinished(errno)) if vnet.flags & VnetHeader::NEEDS_CSUM != 0 => Some(errno),
             Some(Refuse::Everything(errno)) => Some(errno),
             _ => None,
         };

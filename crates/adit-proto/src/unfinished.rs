@@ -150,7 +150,8 @@ mod tests {
             let mut packet = udp4(payload);
             finish(&mut packet).unwrap();
             let pseudo = [&packet[12..20], &[0, 17, 0, (8 + payload.len()) as u8], &packet[20..]].concat();
-            let sum: u32 = pseudo.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0))).sum();
+            let sum: u32 =
+                pseudo.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0))).sum();
             assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
         }
         assert_eq!(finish(&mut [0x45; 20]), None);

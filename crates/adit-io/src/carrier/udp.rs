@@ -14,7 +14,7 @@ use super::receive::Details;
 use super::{Family, ReceiveBatch, SendReport, Transmit};
 use crate::sys::kernel_version;
 use crate::sys::socket::{Control, option, set_option};
-use sending::{Gso, Outbox, Patience, Sending};
+use sending::{Gso, Kernel, Outbox, Patience, Sending};
 
 /// What the kernel's own WireGuard-like tunnels ask for; the default of 208 KiB overflows within a millisecond.
 const BUFFER_BYTES: i32 = 7 << 20;
@@ -108,6 +108,7 @@ impl UdpCarrier {
         let mut patience = Patience::new();
         for (family, socket) in [(Family::V4, &self.v4), (Family::V6, &self.v6)] {
             let sending = Sending {
+                wire: Kernel,
                 socket: socket.as_ref().map(|socket| socket.as_fd()),
                 family,
                 batch,

@@ -152,7 +152,8 @@ impl Coalescer {
         let number = self.packets.len() as u32;
         self.packets.push(Packet { start, len: packet.len() as u32, next: None, unfinished });
 
-        let parsed = if self.merge_tcp || self.merge_udp { Parsed::of(packet, unfinished) } else { Parsed::Alien };
+        let parsed =
+            if self.merge_tcp || self.merge_udp { Parsed::of(packet, unfinished) } else { Parsed::Alien };
         match parsed {
             Parsed::Candidate(candidate) if self.merges(candidate.flow.protocol) => {
                 let slot = self.slot(&candidate.flow);
@@ -207,8 +208,7 @@ impl Coalescer {
             let written = report.packets;
             for packet in self.packets_of(run) {
                 let bytes = self.bytes(memory, packet);
-                let written =
-                    if packet.unfinished { tun.write_unfinished(bytes) } else { tun.write(bytes) };
+                let written = if packet.unfinished { tun.write_unfinished(bytes) } else { tun.write(bytes) };
                 match written {
                     Ok(()) => {
                         report.packets += 1;

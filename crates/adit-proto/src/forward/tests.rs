@@ -491,6 +491,52 @@ fn padding_goes_up_to_16_but_not_above_the_mtu() {
     assert_eq!(padded(0, 40), 40);
 }
 
+#[test]
+fn a_checksum_that_is_left_to_the_receiver_is_finished_unless_a_device_does_it() {
+    let lane = Lane::new(Suite::Aes256Gcm, true).open();
+    let mut udp = packet([10, 0, 0, 2], [10, 0, 9, 9], 8 + 3);
+    udp[20..28].copy_from_slice(&[0, 7, 0, 9, 0, 11, 0xab, 0xcd]);
+    let mut finished = udp.clone();
+    unfinished::finish(&mut finished).unwrap();
+    assert_ne!(finished, udp);
+    let mut marked = udp.clone();
+    unfinished::mark(&mut marked);
+    let left = |packet: &[u8]| {
+        let (mut message, mut notices) = (lane.sealed(packet), Vec::new());
+        let inbound =
+            lane.forwarding.arrive_unfinished(NOW, &home(), Ecn::NotEct, &mut message, &mut notices).unwrap();
+        (message[inbound.packet].to_vec(), inbound.checksum)
+    };
+
+    assert_eq!(lane.arrive(&lane.sealed(&marked)).0, Some(finished));
+    assert_eq!(left(&marked), (udp.clone(), Checksum::Unfinished));
+    assert_eq!(left(&udp), (udp.clone(), Checksum::Finished), "the control");
+    assert_eq!(lane.dropped_in_all(), 0);
+}
+
+#[test]
+fn a_mark_is_malformed_where_no_checksum_can_be_finished_and_in_messages_of_wireguard() {
+    let udp = packet([10, 0, 0, 2], [10, 0, 9, 9], 8);
+    let changed = |at: usize, to: u8| {
+        let mut packet = udp.clone();
+        packet[at] = to;
+        packet
+    };
+    for (what, suite, mut packet, reason) in [
+        ("ICMP", Suite::Aes256Gcm, changed(9, 1), Some(DropReason::MalformedInside)),
+        ("a fragment", Suite::Aes256Gcm, changed(6, 0x20), Some(DropReason::MalformedInside)),
+        ("cut off", Suite::Aes256Gcm, changed(3, 27), Some(DropReason::MalformedInside)),
+        ("spoofed", Suite::Aes256Gcm, changed(12, 11), Some(DropReason::SpoofedSource)),
+        ("WireGuard", Suite::ChaCha20Poly1305, udp.clone(), Some(DropReason::MalformedInside)),
+        ("the control", Suite::Aes256Gcm, udp.clone(), None),
+    ] {
+        let lane = Lane::new(suite, true).open();
+        unfinished::mark(&mut packet);
+        assert_eq!(lane.arrive(&lane.sealed(&packet)).0.is_none(), reason.is_some(), "{what}");
+        assert_eq!(reason.map_or(0, |reason| lane.dropped(reason)), u64::from(reason.is_some()), "{what}");
+    }
+}
+
 proptest! {
     #[test]
     fn padding_is_the_least_that_hides_the_length(len in 0..70_000_usize, mtu_bytes in 0..70_000_usize) {

@@ -89,7 +89,7 @@ pub(super) struct Outbox {
     controls: Vec<Control>,
 }
 
-// SAFETY: the raw pointers inside are dead between calls: `Sending::wire` overwrites those that a call uses.
+// SAFETY: the raw pointers inside are dead between calls: `Sending::point` overwrites those that a call uses.
 unsafe impl Send for Outbox {}
 
 impl Outbox {
@@ -111,8 +111,24 @@ impl std::fmt::Debug for Outbox {
     }
 }
 
+/// What takes messages from us.
+pub(super) trait Wire {
+    /// How many of the messages were taken, at least one.
+    fn take(&mut self, socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize>;
+}
+
+/// `sendmmsg` itself. In tests there is one that refuses.
+pub(super) struct Kernel;
+
+impl Wire for Kernel {
+    fn take(&mut self, socket: BorrowedFd<'_>, headers: &mut [libc::mmsghdr]) -> io::Result<usize> {
+        send_messages(socket, headers)
+    }
+}
+
 /// One family's part of a batch on its way.
-pub(super) struct Sending<'a, 'b> {
+pub(super) struct Sending<'a, 'b, W> {
+    pub(super) wire: W,
     pub(super) socket: Option<BorrowedFd<'a>>,
     pub(super) family: Family,
     pub(super) batch: &'a [Transmit<'b>],
@@ -130,7 +146,7 @@ enum Verdict {
     Drop,
 }
 
-impl Sending<'_, '_> {
+impl<W: Wire> Sending<'_, '_, W> {
     /// Sends everything, through the arrays of `outbox`.
     pub(super) fn run(mut self, outbox: &mut Outbox) {
         let mut cursor = Cursor { family: self.family, transmit: 0, offset: 0 };
@@ -156,13 +172,13 @@ impl Sending<'_, '_> {
     fn send(&mut self, socket: BorrowedFd<'_>, outbox: &mut Outbox) {
         let count = outbox.pieces.len();
         for number in 0..count {
-            self.wire(outbox, number);
+            self.point(outbox, number);
         }
         let mut next = 0;
         let mut attempts = 0;
         while next < count {
             let Some(headers) = outbox.headers.get_mut(next..count) else { return };
-            let error = match send_messages(socket, headers) {
+            let error = match self.wire.take(socket, headers) {
                 Ok(taken) => {
                     for piece in outbox.pieces.iter().skip(next).take(taken) {
                         self.report.sent(piece.datagrams as u64, piece.len as u64);
@@ -207,11 +223,11 @@ impl Sending<'_, '_> {
         for offset in (run.offset..run.offset + run.len).step_by(size) {
             let piece = Piece { offset, len: size.min(run.offset + run.len - offset), datagrams: 1, ..run };
             outbox.pieces[number] = piece;
-            self.wire(outbox, number);
+            self.point(outbox, number);
             let mut attempts = 0;
             loop {
                 let Some(header) = outbox.headers.get_mut(number..=number) else { return };
-                let Err(error) = send_messages(socket, header) else {
+                let Err(error) = self.wire.take(socket, header) else {
                     self.report.sent(1, piece.len as u64);
                     break;
                 };
@@ -296,13 +312,13 @@ impl Sending<'_, '_> {
         self.report.stale_sources += 1;
         for later in number..outbox.pieces.len() {
             if outbox.pieces[later].transmit == transmit {
-                self.wire(outbox, later);
+                self.point(outbox, later);
             }
         }
     }
 
     /// Points message `number` at its piece.
-    fn wire(&self, outbox: &mut Outbox, number: usize) {
+    fn point(&self, outbox: &mut Outbox, number: usize) {
         let Outbox { pieces, headers, buffers, names, controls } = outbox;
         let piece = pieces[number];
         let Some(transmit) = self.batch.get(piece.transmit) else { return };
@@ -429,90 +445,4 @@ impl Patience {
 }
 
 #[cfg(test)]
-mod tests {
-    use adit_proto::endpoint::Endpoint;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn gso_pauses_at_once_when_the_device_cannot_and_later_when_a_path_cannot() {
-        let errno = io::Error::from_raw_os_error;
-        let mut gso = Gso::new(true);
-        gso.refused(&errno(libc::EIO));
-        assert!(!gso.is_on());
-
-        let mut gso = Gso::new(true);
-        for _ in 0..100 {
-            for _ in 1..GSO_REFUSALS {
-                gso.refused(&errno(libc::EINVAL));
-            }
-            gso.taken();
-        }
-        assert!(gso.is_on(), "other paths take runs");
-        for _ in 0..GSO_REFUSALS {
-            gso.refused(&errno(libc::EINVAL));
-        }
-        assert!(!gso.is_on());
-        for _ in 0..GSO_PAUSE {
-            assert!(!gso.is_on());
-            gso.next_batch();
-        }
-        assert!(gso.is_on(), "tried again");
-        assert!(!Gso::new(false).is_on());
-    }
-
-    #[test]
-    fn patience_ends() {
-        let mut patience = Patience::new();
-        let start = Instant::now();
-        while patience.wait(|left_ms| {
-            assert!(i64::from(left_ms) <= PATIENCE.as_millis() as i64);
-            std::thread::sleep(Duration::from_millis(1));
-        }) {}
-        assert!(start.elapsed() >= PATIENCE);
-        assert!(!patience.wait(|_| panic!("no time is left")));
-    }
-
-    proptest! {
-        #[test]
-        fn pieces_are_the_transmits_cut_at_datagrams(
-            transmits in prop::collection::vec((any::<bool>(), 0usize..3000, 0usize..40_000), 0..6),
-            gso: bool,
-        ) {
-            let endpoints = ["1.2.3.4:5", "[2001:db8::1]:5"].map(|remote| Endpoint::udp(remote.parse().unwrap()));
-            let contents = vec![0; 40_000];
-            let batch: Vec<_> = transmits
-                .iter()
-                .map(|&(v6, segment_size, len)| Transmit {
-                    endpoint: &endpoints[usize::from(v6)],
-                    ecn: Ecn::NotEct,
-                    hop_limit: None,
-                    segment_size,
-                    contents: &contents[..len],
-                })
-                .collect();
-            for (family, wants_v6) in [(Family::V4, false), (Family::V6, true)] {
-                let mut cursor = Cursor { family, transmit: 0, offset: 0 };
-                let pieces: Vec<_> = std::iter::from_fn(|| cursor.next(&batch, gso)).collect();
-                let mut datagrams = Vec::new();
-                for piece in &pieces {
-                    let size = batch[piece.transmit].segment_size.max(1);
-                    let most = if gso { SEGMENTS_MAX } else { 1 };
-                    prop_assert!(piece.datagrams <= most);
-                    prop_assert!(piece.len <= PIECE_MAX);
-                    for number in 0..piece.datagrams {
-                        let offset = piece.offset + number * size;
-                        datagrams.push((piece.transmit, offset, size.min(piece.offset + piece.len - offset)));
-                    }
-                }
-                let mut expected = Vec::new();
-                for (number, &(_, size, len)) in transmits.iter().enumerate().filter(|(_, t)| t.0 == wants_v6) {
-                    let size = size.max(1);
-                    expected.extend((0..len.max(1)).step_by(size).map(|at| (number, at, size.min(len - at))));
-                }
-                prop_assert_eq!(datagrams, expected);
-            }
-        }
-    }
-}
+mod tests;

@@ -279,6 +279,79 @@ fn a_refused_superpacket_goes_out_packet_by_packet_and_merging_stops() {
     }
 }
 
+/// The packet as a sender leaves it whose kernel offloads checksums.
+fn unfinished(sample: &Sample) -> Vec<u8> {
+    let mut packet = sample.bytes();
+    let version = Version::of(&packet).unwrap();
+    let protocol = if sample.udp { UDP } else { TCP };
+    let pseudo = pseudo_header(version, &packet, protocol, packet.len() - sample.ip_header_len()).partial();
+    packet[sample.checksum_at()..][..2].copy_from_slice(&pseudo);
+    packet
+}
+
+#[test]
+fn packets_with_unfinished_checksums_merge_with_each_other_and_with_finished_ones() {
+    for v6 in [false, true] {
+        for first in [Sample::tcp(v6, &[9; 100]), Sample::udp(v6, &[9; 100])] {
+            let packets = train(&first, &[100, 100, 40]);
+            for pattern in 0..16u32 {
+                let left = |number: usize| pattern >> number & 1 != 0;
+                let bytes: Vec<_> = packets
+                    .iter()
+                    .enumerate()
+                    .map(|(number, packet)| if left(number) { unfinished(packet) } else { packet.bytes() })
+                    .collect();
+                let batch = Batch::of(&bytes);
+                let (mut coalescer, mut tun, host) = device(Offload::TcpUdp);
+                for (number, range) in batch.ranges.iter().cloned().enumerate() {
+                    if left(number) {
+                        coalescer.push_unfinished(&batch.memory, range);
+                    } else {
+                        coalescer.push(&batch.memory, range);
+                    }
+                }
+                let report = coalescer.flush(&mut tun, &batch.memory);
+                assert_eq!((report.packets, report.superpackets), (4, 1), "{pattern:04b}");
+                let expected = packets.iter().map(Sample::bytes).collect();
+                assert_eq!(comparable(writes(&host).concat()), comparable(expected), "{pattern:04b}");
+            }
+            let (mut coalescer, mut tun, host) = device(Offload::TcpUdp);
+            let damaged = [packets[0].bytes(), unfinished(&packets[1])];
+            Batch::of(&damaged).write(&mut coalescer, &mut tun);
+            let sizes: Vec<_> = writes(&host).iter().map(Vec::len).collect();
+            assert_eq!(sizes, [1, 1], "without the word of the sender it is a damaged packet");
+        }
+    }
+}
+
+#[test]
+fn a_packet_alone_is_left_to_the_kernel_to_finish_and_finished_for_one_that_does_not() {
+    for sample in [Sample::tcp(false, &[9; 100]), Sample::udp(true, &[9; 101])] {
+        let batch = Batch::of(&[unfinished(&sample)]);
+        let write = |offload, refuse| {
+            let (mut coalescer, mut tun, host) = device(offload);
+            host.refuse(refuse);
+            coalescer.push_unfinished(&batch.memory, batch.ranges[0].clone());
+            let report = coalescer.flush(&mut tun, &batch.memory);
+            assert_eq!((report.packets, report.failed), (1, 0));
+            host.receive_raw().unwrap()
+        };
+        let at = sample.ip_header_len() as u16;
+        let wanted = VnetHeader {
+            flags: VnetHeader::NEEDS_CSUM,
+            csum_start: at,
+            csum_offset: sample.checksum_at() as u16 - at,
+            ..VnetHeader::NONE
+        };
+        for offload in [Offload::TcpUdp, Offload::Tcp, Offload::Checksum] {
+            assert_eq!(write(offload, None), (wanted, unfinished(&sample)));
+        }
+        let finished = (VnetHeader::NONE, sample.bytes());
+        assert_eq!(write(Offload::None, None), finished);
+        assert_eq!(write(Offload::TcpUdp, Some(Refuse::Unfinished(libc::EINVAL))), finished);
+    }
+}
+
 #[test]
 fn a_device_that_is_down_does_not_stop_merging() {
     let (mut coalescer, mut tun, host) = device(Offload::TcpUdp);

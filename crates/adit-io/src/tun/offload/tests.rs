@@ -46,6 +46,28 @@ proptest! {
     }
 
     #[test]
+    fn what_is_left_unfinished_is_finished_to_the_same(sample in samples(1..6000), size in 1u16..3000) {
+        let size = size.max(sample.payload.len() as u16 / 100 + 1);
+        let (vnet, packet) = (superpacket_header(&sample, size), sample.bytes());
+        let inside = Inside::parse(&vnet, &packet).unwrap();
+        let mut segments = inside.unfinished_segments(&packet).expect("TCP or UDP");
+        let mut buf = vec![0; inside.stride()];
+        for expected in sample.cut(size.into()).iter().map(Sample::bytes) {
+            let len = segments.next(&mut buf).expect("as many");
+            let segment = &mut buf[..len];
+            let (start, at) = (sample.ip_header_len(), sample.checksum_at());
+            let addresses = if sample.v6 { 8..40 } else { 12..20 };
+            let length = (len - start) as u16;
+            let protocol = [0, if sample.udp { 17 } else { 6 }];
+            let pseudo = [&segment[addresses], &protocol, &length.to_be_bytes()].concat();
+            prop_assert_eq!(&segment[at..at + 2], &(!slow_checksum(&pseudo)).to_be_bytes());
+            prop_assert!(finish_checksum(segment));
+            prop_assert_eq!(&*segment, &expected[..]);
+        }
+        prop_assert_eq!(segments.next(&mut buf), None);
+    }
+
+    #[test]
     fn an_unfinished_checksum_is_finished(sample in samples(0..2000)) {
         let complete = sample.bytes();
         let mut packet = complete.clone();
@@ -189,4 +211,23 @@ fn a_sum_of_zero_is_not_written_as_no_checksum() {
             .expect("one of all words brings the sum to zero");
         assert_eq!(cut(&superpacket_header(&zero, 2), &zero.bytes()), [zero.bytes()]);
     }
+}
+
+#[test]
+fn only_a_checksum_at_the_place_where_a_receiver_looks_is_left_to_it() {
+    let leaves = |vnet: &VnetHeader, packet: &[u8]| {
+        Inside::parse(vnet, packet).unwrap().unfinished_segments(packet).is_some()
+    };
+    for sample in [Sample::tcp(false, &[1; 300]), Sample::udp(true, &[1; 300])] {
+        let packet = sample.bytes();
+        let superpacket = superpacket_header(&sample, 100);
+        let plain = VnetHeader { gso_type: VnetHeader::GSO_NONE, gso_size: 0, ..superpacket };
+        assert!(leaves(&superpacket, &packet) && leaves(&plain, &packet));
+        assert!(!leaves(&VnetHeader::NONE, &packet), "it is complete");
+        let elsewhere = VnetHeader { csum_offset: plain.csum_offset + 2, ..plain };
+        assert!(!leaves(&elsewhere, &packet), "another field");
+        let later = VnetHeader { csum_start: plain.csum_start + 4, ..plain };
+        assert!(!leaves(&later, &packet), "another start");
+    }
+    assert!(!finish_checksum(&mut [0x45; 20]) && !finish_checksum(&mut []));
 }
