@@ -28,7 +28,7 @@ use ipnet::IpNet;
 
 use self::reload::Sources;
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
-use crate::config::{CarrierChoice, ClientSettings, InterfaceName, Layers, Mtu, Origin};
+use crate::config::{CarrierChoice, ClientSettings, InterfaceName, Layers, Mtu, Offload, Origin};
 use crate::control::{self, Answer, ControlError, Verb};
 use crate::daemon::{self, PidFile, Readiness, Start, Watchdog};
 use crate::device;
@@ -228,13 +228,14 @@ impl Client {
         let (mut plan, fwmark) = plan(interface, &file, &reached, ipv6, block, &split)?;
         targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
         let resolver_at = split.add_to(&mut plan, interface, &file, ipv6, fwmark)?;
+        let offload = settings.offload == Offload::Auto;
         let tun = Tun::create(&TunConfig {
             name: Some(interface.to_owned()),
             queues: driver::lanes_auto(),
-            offload: true,
+            offload,
         })?;
         let listen_port = file.interface.listen_port;
-        let driver = device::start(DriverConfig { tun, listen_port, fwmark, offload: true })?;
+        let driver = device::start(DriverConfig { tun, listen_port, fwmark, offload })?;
         let (heard, before) = HeardFile::load(home.state_dir.join(format!("{interface}.endpoints.json")));
         block::open_port(&mut plan, driver.snapshot().listen_port);
         let (socket, questions) = control::open(home, interface)?;

@@ -8,6 +8,7 @@ use std::thread;
 use adit_proto::event::Command;
 use adit_proto::suite::Suite;
 
+use common::SOON;
 use common::drivers::{pair, start};
 
 /// One test counts what the process has open, so the other waits.
@@ -39,6 +40,36 @@ fn two_drivers_ping_each_other_in_both_suites_with_and_without_offload() {
         left.stop();
         right.stop();
         assert!(!a.has_interface("adit0"));
+    }
+}
+
+#[test]
+fn a_peer_without_offloads_gets_whole_packets_from_one_with_them() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    for suite in [Suite::Aes256Gcm, Suite::ChaCha20Poly1305] {
+        let (_lab, a, b) = pair("mixed");
+        let (left, right) = (start(&a, 1, suite, true, 1), start(&b, 2, suite, false, 1));
+        assert_eq!(a.ping("10.0.0.2", 3).unwrap(), 3);
+        for (from, to, address) in
+            [(&a, &b, "10.0.0.2"), (&b, &a, "10.0.0.1"), (&a, &b, "fd00::2"), (&b, &a, "fd00::1")]
+        {
+            let mut server = to.spawn(["iperf3", "-s", "-1", "--forceflush"]).unwrap();
+            server.wait_for_text("Server listening", SOON).unwrap();
+            let tcp = from.exec(["iperf3", "-c", address, "-n", "20M", "-J"]).unwrap().json().unwrap();
+            let received = tcp["end"]["sum_received"]["bytes"].as_f64().unwrap();
+            assert!(received > 5e6, "{suite} {address}: {received}");
+            server.end();
+            let mut server = to.spawn(["iperf3", "-s", "-1", "--forceflush"]).unwrap();
+            server.wait_for_text("Server listening", SOON).unwrap();
+            let argv = ["iperf3", "-u", "-c", address, "-b", "20M", "-l", "1300", "-t", "1", "-J"];
+            let udp = from.exec(argv).unwrap().json().unwrap();
+            let sum = &udp["end"]["sum"];
+            let [packets, lost] = ["packets", "lost_packets"].map(|name| sum[name].as_u64().unwrap());
+            assert!(packets > 500 && lost < packets / 10, "{suite} {address}: {lost} of {packets} lost");
+            server.end();
+        }
+        left.stop();
+        right.stop();
     }
 }
 

@@ -24,7 +24,7 @@ use super::stream::{
     TlsVerify, Via, parse_sni, parse_stream_path, parse_tls_pin, parse_tls_verify, parse_via,
     parse_via_password,
 };
-use super::value::{choice, parse_metrics, parse_switch};
+use super::value::{Offload, choice, parse_metrics, parse_offload, parse_switch};
 use super::wgquick::WgQuick;
 use super::{Setting, read_source};
 use crate::endpoint::HostPort;
@@ -69,6 +69,8 @@ client_settings! {
     lockdown: bool = setting parse_switch,
     /// What carries the messages to the gateway.
     carrier: CarrierChoice = setting parse_carrier,
+    /// Whether segmentation and checksum offloads of the kernel are used.
+    offload: Offload = setting parse_offload,
     /// Where metrics are told.
     metrics: Option<SocketAddr> = setting parse_metrics,
     /// Whether that may be an address that others reach.
@@ -90,8 +92,16 @@ client_settings! {
 }
 
 /// Keys of `up` alone: they change the host, or are for a service.
-const OF_THE_HOST: &[&str] =
-    &["kill_switch", "allow_lan", "lockdown", "metrics", "metrics_beyond_loopback", "include", "exclude"];
+const OF_THE_HOST: &[&str] = &[
+    "kill_switch",
+    "allow_lan",
+    "lockdown",
+    "metrics",
+    "metrics_beyond_loopback",
+    "include",
+    "exclude",
+    "offload",
+];
 
 /// Whether what belongs into the tunnel may leave beside it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

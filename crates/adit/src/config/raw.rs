@@ -144,6 +144,7 @@ pub const KEYS: &[Key] = &[
     key("client", "exclude", Kind::List, None, "these networks and domains go beside the tunnel"),
     key("client", "lockdown", Kind::Switch, Some("false"), "nothing leaves beside the tunnel, from boot on"),
     key("client", "carrier", Kind::Text, Some("auto"), "what carries messages: auto, udp, tcp, tls or wss"),
+    key("client", "offload", Kind::Text, Some("auto"), "offloads of the kernel: auto or off"),
     key("client", "metrics", Kind::Text, Some("off"), "address:port where OpenMetrics are told, or off"),
     key(
         "client",
