@@ -37,6 +37,9 @@ use crate::time::Instant;
 use crate::unfinished::{self, Place};
 use crate::wire::{Message, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TransportHeader};
 
+pub use crate::inbound::{Arrived, Checksum, Inbound};
+pub use crate::padding::Padding;
+
 const DEFAULT_MTU_BYTES: usize = 1420;
 
 /// What the engine publishes and the lanes read.
@@ -66,24 +69,6 @@ impl RouteTable {
     }
 }
 
-/// Whether the TCP or UDP checksum of an inside packet is finished.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checksum {
-    /// It is.
-    Finished,
-    /// It is left to the receiver.
-    Unfinished,
-}
-
-/// Where the inside packet lies in a datagram.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Inbound {
-    /// The bytes of the packet in the datagram.
-    pub packet: Range<usize>,
-    /// What is left to do.
-    pub checksum: Checksum,
-}
-
 /// What an opened message holds.
 enum Opened<'m> {
     /// An inside packet, with its padding; or, without a header, what may be a superpacket.
@@ -101,34 +86,6 @@ pub enum Departure {
     Stage(Arc<Path>),
     /// Drop it; already counted. The sender may be told by ICMP.
     Drop(DropReason),
-}
-
-/// Where the inside packet lies in a message that came over a stream.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Arrived {
-    /// The bytes of the packet in the message.
-    pub packet: Range<usize>,
-    /// When it is a superpacket: payload bytes of every segment but the last.
-    pub segment_size: Option<u16>,
-}
-
-/// How packets are padded while the MTU stays what it is.
-#[derive(Clone, Copy, Debug)]
-pub struct Padding {
-    mtu_bytes: usize,
-}
-
-impl Padding {
-    /// The MTU of the device.
-    pub fn mtu_bytes(self) -> usize {
-        self.mtu_bytes
-    }
-
-    /// Bytes that an inside packet of `len` bytes takes in a message: padded to 16, but never above the MTU.
-    pub fn padded_len(self, len: usize) -> usize {
-        let aligned = len.checked_next_multiple_of(16).unwrap_or(len);
-        aligned.min(self.mtu_bytes).max(len)
-    }
 }
 
 impl Forwarding {
@@ -367,7 +324,7 @@ impl Forwarding {
 
     /// How packets are padded now.
     pub fn padding(&self) -> Padding {
-        Padding { mtu_bytes: self.mtu_bytes.load(Relaxed) }
+        Padding::new(self.mtu_bytes.load(Relaxed))
     }
 
     /// Sets the MTU of the TUN device, which bounds padding.

@@ -26,6 +26,10 @@ pub fn description() -> BTreeMap<String, String> {
         ("cpu extensions".to_owned(), extensions.join(" ")),
         ("cores".to_owned(), cores.to_string()),
         ("kernel".to_owned(), read("/proc/sys/kernel/osrelease").trim().to_owned()),
+        (
+            "tcp congestion control".to_owned(),
+            read("/proc/sys/net/ipv4/tcp_congestion_control").trim().to_owned(),
+        ),
         ("architecture".to_owned(), std::env::consts::ARCH.to_owned()),
     ])
 }

@@ -8,6 +8,7 @@
 //! and the ratios within a run hold.
 
 mod chart;
+mod document;
 mod interruption;
 mod machine;
 mod measure;
@@ -26,7 +27,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
-use crate::program::{is_root, target_dir};
+use crate::program::{cargo, is_root, succeeds, target_dir};
 use crate::setup;
 use measure::Bench;
 use options::{Nic, Options, Peer, USAGE};
@@ -42,6 +43,11 @@ pub fn run(args: &[&str]) -> Option<Result<bool>> {
     if let ["help" | "--help" | "-h"] = args {
         println!("{USAGE}");
         return Some(Ok(true));
+    }
+    match args {
+        ["order"] => return Some(order("60")),
+        ["order", secs] if secs.parse::<u32>().is_ok_and(|secs| secs > 0) => return Some(order(secs)),
+        _ => {}
     }
     match Options::parse(args) {
         Ok(options) => Some(run_with(&options)),
@@ -62,12 +68,25 @@ fn run_with(options: &Options) -> Result<bool> {
             chart::svg(&record).context("there is no wireguard-go in this record to compare with")?;
         fs::write(file, picture).with_context(|| format!("cannot write {}", file.display()))?;
     }
+    if let Some(file) = &options.document {
+        document::update(file, &record)?;
+    }
     let style = if options.markdown { Style::Markdown } else { Style::Terminal };
     println!("{}", report::render(&record, style));
     if !complete {
         println!("some measurements failed: see above");
     }
     Ok(complete)
+}
+
+/// Whether datagrams at nine tenths of the highest rate all arrive, in order, with new keys in between.
+fn order(secs: &str) -> Result<bool> {
+    if !is_root() {
+        bail!("the test makes network namespaces, and that needs root. Run it with sudo.");
+    }
+    let test =
+        ["test", "--release", "--locked", "--package", "adit", "--test", "netns_order", "--", "--nocapture"];
+    succeeds(cargo(&test).env("ADIT_ORDER_SECS", secs))
 }
 
 fn read(file: &Path) -> Result<Record> {

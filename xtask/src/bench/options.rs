@@ -8,6 +8,9 @@ use super::work::Work;
 /// How to call it; shown on wrong calls.
 pub const USAGE: &str = "\
 cargo xtask bench [OPTIONS]
+cargo xtask bench order [SECS]
+                        datagrams at 90 % of the highest rate for SECS (60), with new keys in between, at 1, 2
+                        and 4 lanes: all have to arrive, in order
 
   --quick               one run of one second each: a smoke test, not a measurement
   --runs N              interleaved runs, of which medians are shown (5)
@@ -22,6 +25,7 @@ cargo xtask bench [OPTIONS]
   --append              add to that FILE: more runs of the same works, or other works, of the same programs
   --svg FILE            draw the ratios to wireguard-go
   --markdown            print tables for a document
+  --document FILE       write the figures into a document, between its two marks
   --from FILE           measure nothing: show an earlier --json FILE";
 
 /// Who is measured.
@@ -106,6 +110,7 @@ pub struct Options {
     pub append: bool,
     pub svg: Option<PathBuf>,
     pub markdown: bool,
+    pub document: Option<PathBuf>,
     pub from: Option<PathBuf>,
 }
 
@@ -124,6 +129,7 @@ impl Options {
             append: false,
             svg: None,
             markdown: false,
+            document: None,
             from: None,
         };
         let (mut runs, mut seconds) = (None, None);
@@ -142,6 +148,7 @@ impl Options {
                 "--nic" => options.nics = nics(value()?)?,
                 "--json" => options.json = Some(value()?.into()),
                 "--svg" => options.svg = Some(value()?.into()),
+                "--document" => options.document = Some(value()?.into()),
                 "--from" => options.from = Some(value()?.into()),
                 other => return Err(format!("{other:?} is not understood")),
             }

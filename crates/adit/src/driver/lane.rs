@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Nothing is handed to another thread but notices. A batch ends when its source is drained or the batch
-//! is full; nothing waits for a timer.
+//! is full; nothing waits for a timer. After each batch the other sources get their turn.
 
 use std::io;
 use std::ops::Range;
@@ -42,9 +42,6 @@ const LINK: u64 = 4;
 const READS_PER_BATCH: usize = 64;
 /// Slots of 64 KiB for received datagrams.
 const RECEIVE_SLOTS: usize = 16;
-/// Batches of one direction before the other gets its turn.
-const BATCHES_PER_TURN: usize = 4;
-
 /// What a lane reads from and writes to.
 pub(super) struct Edges {
     pub(super) tun: Tun,
@@ -155,53 +152,43 @@ impl Lane {
             if link {
                 self.follow_link();
             }
-            while tun || v4 || v6 || self.streams.is_ready() {
-                if v4 {
-                    v4 = self.receive(Family::V4)?;
+            // One batch of each that is ready, then the question is asked anew: neither direction waits for the other to run
+            // dry, and what is in the path stays short.
+            if v4 {
+                self.receive(Family::V4)?;
+            }
+            if v6 {
+                self.receive(Family::V6)?;
+            }
+            if tun {
+                match self.send() {
+                    Ok(()) => {}
+                    Err(ReadError::System(error)) => return Err(error),
+                    Err(_) => return Ok(Some(DriverEvent::DeviceGone)),
                 }
-                if v6 {
-                    v6 = self.receive(Family::V6)?;
-                }
-                if tun {
-                    match self.send() {
-                        Ok(more) => tun = more,
-                        Err(ReadError::System(error)) => return Err(error),
-                        Err(_) => return Ok(Some(DriverEvent::DeviceGone)),
-                    }
-                }
-                if self.streams.is_ready() {
-                    self.receive_from_streams();
-                }
-                if self.handle.has_orders() {
-                    break;
-                }
+            }
+            if self.streams.is_ready() {
+                self.receive_from_streams();
             }
         }
     }
 
-    /// Inside to outside. True when the batches ran full before the device was drained.
-    fn send(&mut self) -> Result<bool, ReadError> {
-        for _ in 0..BATCHES_PER_TURN {
-            let drained = self.fill_outgoing();
-            self.flush_outgoing();
-            match drained {
-                Ok(false) => {}
-                Ok(true) => return Ok(false),
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(true)
+    /// Inside to outside: one batch.
+    fn send(&mut self) -> Result<(), ReadError> {
+        let filled = self.fill_outgoing();
+        self.flush_outgoing();
+        filled
     }
 
-    /// Reads until the device is drained (true) or the outgoing batch is full (false).
-    fn fill_outgoing(&mut self) -> Result<bool, ReadError> {
+    /// Reads until the device is drained or the outgoing batch is full.
+    fn fill_outgoing(&mut self) -> Result<(), ReadError> {
         let now = clock::now();
         for _ in 0..READS_PER_BATCH {
             if self.outgoing.is_full() {
-                return Ok(false);
+                return Ok(());
             }
             match self.tun.read(&mut self.inside) {
-                Ok(None) => return Ok(true),
+                Ok(None) => return Ok(()),
                 Ok(Some(inside)) => {
                     let mut departure = self.forwarding.depart(now, inside.header());
                     if let Departure::Stage(path) = &departure {
@@ -256,7 +243,7 @@ impl Lane {
                 Err(error) => return Err(error),
             }
         }
-        Ok(false)
+        Ok(())
     }
 
     fn flush_outgoing(&mut self) {
@@ -292,24 +279,18 @@ impl Lane {
         }
     }
 
-    /// Outside to inside. True when the batches ran full before the socket was drained.
-    fn receive(&mut self, family: Family) -> io::Result<bool> {
-        for _ in 0..BATCHES_PER_TURN {
-            let slots = self.port.receive(family, &mut self.incoming)?;
-            if slots == 0 {
-                return Ok(false);
-            }
-            self.overflow.count(family, &self.incoming, &self.forwarding);
-            let now = clock::now();
-            self.open_incoming(now);
-            let report = self.coalescer.flush(&mut self.tun, self.incoming.memory());
-            self.forwarding.drops.add(DropReason::TunFailed, report.failed);
-            self.mailbox.deliver(&mut self.notices, &self.forwarding);
-            if !self.incoming.is_full() {
-                return Ok(false);
-            }
+    /// Outside to inside: one batch.
+    fn receive(&mut self, family: Family) -> io::Result<()> {
+        if self.port.receive(family, &mut self.incoming)? == 0 {
+            return Ok(());
         }
-        Ok(true)
+        self.overflow.count(family, &self.incoming, &self.forwarding);
+        let now = clock::now();
+        self.open_incoming(now);
+        let report = self.coalescer.flush(&mut self.tun, self.incoming.memory());
+        self.forwarding.drops.add(DropReason::TunFailed, report.failed);
+        self.mailbox.deliver(&mut self.notices, &self.forwarding);
+        Ok(())
     }
 
     fn open_incoming(&mut self, now: adit_proto::time::Instant) {

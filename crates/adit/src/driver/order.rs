@@ -51,10 +51,6 @@ impl LaneHandle {
         self.waker.wake();
     }
 
-    pub(super) fn has_orders(&self) -> bool {
-        !self.orders.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
     /// Does what the lane was told, to its port.
     pub(super) fn carry_out(
         &self,
