@@ -6,6 +6,7 @@ mod ci;
 mod demo;
 mod dist;
 mod fuzz;
+mod leaks;
 mod picture;
 mod program;
 mod roster;
@@ -33,6 +34,8 @@ cargo xtask VERB
   setup                   install the system packages that tests and the demonstration need
   fuzz TARGET [SECONDS]   look for inputs that break a parser (60 seconds unless told)
   fuzz --list             the fuzz targets
+  leaks [OPTIONS]         whatever can happen to a client with a full tunnel, and a stranger who listens;
+                          --count N things happen (1000), --seed S says which
 
 Exit codes: 0 ok, 1 failed, 2 usage.";
 
@@ -72,6 +75,7 @@ fn dispatch(args: &[&str]) -> Option<Result<bool>> {
         ["picture", binary] => picture::run(Some(binary)),
         ["tidy"] => tidy::run(),
         ["setup"] => setup::run(),
+        ["leaks", rest @ ..] => leaks::run(&leaks::Options::parse(rest)?),
         ["fuzz", "--list"] => fuzz::list(),
         ["fuzz", target] if !target.starts_with('-') => fuzz::run(target, 60),
         ["fuzz", target, secs] if !target.starts_with('-') => fuzz::run(target, secs.parse().ok()?),

@@ -14,6 +14,7 @@ mod split;
 mod table;
 #[cfg(test)]
 mod tests;
+mod twin;
 
 use std::fmt;
 use std::fs::File;
@@ -33,6 +34,7 @@ pub use self::reach::{Allowed, Exposed, Ports, Reach};
 pub(crate) use self::shown::Shown;
 pub use self::split::{Side, SplitFirewall, part_by_name};
 use self::table::{Builder, json, table};
+pub(crate) use self::twin::Twins;
 use crate::error::HostError;
 use crate::guard::Outcome;
 use crate::program;
@@ -131,6 +133,7 @@ impl Firewall {
         json(table.batch)
     }
 }
+
 impl fmt::Display for Firewall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "table inet {}: ", self.table())?;

@@ -11,7 +11,7 @@ use crate::address::{self, MadeAddress};
 use crate::dns::{self, MadeDns};
 use crate::error::HostError;
 use crate::firewall::passage::{self, MadePassage};
-use crate::firewall::{self, MadeFirewall, Shown};
+use crate::firewall::{self, MadeFirewall, Shown, Twins};
 use crate::group::{self, MadeGroup};
 use crate::journal::{Journal, Leftover};
 use crate::link::{self, MadeLink};
@@ -50,9 +50,13 @@ pub fn apply(plan: &Plan, journal_path: &Path) -> Result<Guard, HostError> {
         namespace: namespace::current(),
         on_failure,
         shown: HashMap::new(),
+        twins: Twins::default(),
     };
     match guard.renew().and_then(|()| guard.make_all(&changes)) {
-        Ok(()) => Ok(guard),
+        Ok(()) => {
+            guard.hold();
+            Ok(guard)
+        }
         Err(cause) => Err(match guard.undo_all(on_failure) {
             Ok(_) => cause,
             Err(undo) => HostError::RollbackIncomplete { cause: Box::new(cause), undo: Box::new(undo) },
@@ -139,6 +143,7 @@ pub struct Guard {
     on_failure: Extent,
     /// How the kernel shows our tables, by name, as we last loaded them.
     shown: HashMap<String, Shown>,
+    twins: Twins,
 }
 
 #[derive(Debug)]
@@ -215,12 +220,21 @@ impl Guard {
             }
         }
         self.make_all(&missing)?;
+        self.hold();
         Ok(report)
     }
 
     /// Where the changes are recorded.
     pub fn journal_path(&self) -> Option<PathBuf> {
         self.journal.as_ref().map(|journal| journal.path().to_owned())
+    }
+
+    /// Has a copy of what blocks that others cannot flush.
+    fn hold(&mut self) {
+        self.twins.follow(self.entries.iter().filter_map(|entry| match &entry.change {
+            Change::Firewall(firewall) => Some(firewall),
+            _ => None,
+        }));
     }
 
     /// Makes sure of what was taken over, tables anew in one transaction each: the plan may want other rules in them.
@@ -319,6 +333,7 @@ impl Guard {
                 failures.push(error.to_string());
             }
         }
+        self.twins = Twins::default();
         if !failures.is_empty() {
             let error = self.incomplete(failures);
             self.journal = None;

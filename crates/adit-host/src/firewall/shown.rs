@@ -10,10 +10,14 @@ pub(crate) struct Shown(Option<Value>);
 
 impl Shown {
     pub(crate) fn now(firewall: &Firewall) -> Result<Shown, HostError> {
-        let (nft, name) = (program::find("nft"), firewall.table());
+        Shown::of_table(&firewall.table())
+    }
+
+    pub(crate) fn of_table(name: &str) -> Result<Shown, HostError> {
+        let nft = program::find("nft");
         let doing = format!("look at the nftables table {name}");
         let Some(nft) = nft else { return Err(nft_missing(&doing)) };
-        match program::ask(&nft, &["-j", "list", "table", "inet", &name], &doing) {
+        match program::ask(&nft, &["-j", "list", "table", "inet", name], &doing) {
             Ok(text) => {
                 let mut shown = serde_json::from_slice(&text).unwrap_or_default();
                 strip(&mut shown);
@@ -32,12 +36,22 @@ impl Shown {
 
     /// Whether everything that `firewall` loads is there.
     pub(crate) fn is_complete(&self, firewall: &Firewall) -> bool {
-        let count = |shown: &Value, kind: &str| {
-            let objects = shown["nftables"].as_array().into_iter().flatten();
-            objects.filter(|it| it.get(kind).is_some()).count()
-        };
-        self.0.as_ref().is_some_and(|shown| (count(shown, "chain"), count(shown, "rule")) == firewall.size())
+        self.0.as_ref().is_some_and(|shown| size(shown) == firewall.size())
     }
+
+    /// Whether there are as many chains and rules as a transaction adds.
+    pub(super) fn has_all_of(&self, ruleset: &Value) -> bool {
+        self.0.as_ref().is_some_and(|shown| size(shown) == size(ruleset))
+    }
+}
+
+/// How many chains and rules there are in a table that is shown, or in a transaction.
+fn size(objects: &Value) -> (usize, usize) {
+    let count = |kind: &str| {
+        let objects = objects["nftables"].as_array().into_iter().flatten();
+        objects.filter(|it| it.get(kind).or_else(|| it.pointer(&format!("/add/{kind}"))).is_some()).count()
+    };
+    (count("chain"), count("rule"))
 }
 
 /// Takes out handles, counters, the version of nft, and what sets learn from traffic.

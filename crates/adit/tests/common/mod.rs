@@ -5,6 +5,7 @@
 
 pub mod carried;
 pub mod device;
+pub mod dhcp;
 pub mod drivers;
 pub mod internet;
 pub mod leak;
