@@ -188,12 +188,13 @@ fn what_others_change_is_made_again_and_told() {
     succeed(client, &["up", &world.file]);
     let shown = || {
         [
-            &["nft", "-s", "list", "ruleset"][..],
+            &["nft", "-s", "list", "table", "inet", "adit_tun-0"][..],
+            &["nft", "-s", "list", "table", "inet", "adit-held_tun-0"],
             &["ip", "rule"],
             &["ip", "-6", "rule"],
             &["ip", "route", "show", "table", "all"],
         ]
-        .map(|argv| client.exec(argv.iter().copied()).unwrap().stdout)
+        .map(|argv| client.attempt(argv.iter().copied()).unwrap().stdout)
     };
     let up = shown();
     let told = || status(client)["host"]["repairs"].as_u64().unwrap();
