@@ -10,6 +10,7 @@ pub mod datagram;
 pub mod inside;
 pub mod mutation;
 pub mod session;
+pub mod stream;
 pub mod superpacket;
 pub mod uapi;
 pub mod wgquick;
@@ -29,6 +30,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "datagram", run: datagram::run },
     Target { name: "inside", run: inside::run },
     Target { name: "session", run: session::run },
+    Target { name: "stream", run: stream::run },
     Target { name: "superpacket", run: superpacket::run },
     Target { name: "uapi", run: uapi::run },
     Target { name: "wgquick", run: wgquick::run },
