@@ -110,4 +110,39 @@ pub const FAMILIES: &[Family] = &[
         "Messages of the peer that got lost on their way here, of those it sent in the last seconds; absent when it \
          sent too few to tell.",
     ),
+    family(
+        "adit_peer_within_limits",
+        Kind::Gauge,
+        "",
+        "peer",
+        "1 while no limit keeps the peer out, else 0; absent without limits.",
+    ),
+    family(
+        "adit_peer_refused_packets",
+        Kind::Counter,
+        "",
+        "peer, reason",
+        "Packets that a limit of the peer dropped, by reason.",
+    ),
+    family(
+        "adit_peer_quota_bytes",
+        Kind::Gauge,
+        "bytes",
+        "peer",
+        "Bytes a month that the peer may use; absent without a quota.",
+    ),
+    family(
+        "adit_peer_quota_used_bytes",
+        Kind::Gauge,
+        "bytes",
+        "peer",
+        "Those of this month so far; absent without a quota.",
+    ),
+    family(
+        "adit_peer_access_ends_seconds",
+        Kind::Gauge,
+        "seconds",
+        "peer",
+        "When access ends, in seconds since 1970; absent when it does not.",
+    ),
 ];

@@ -17,6 +17,8 @@ use common::{ADIT, SOON};
 enum How {
     /// Each line is run on the server.
     Server,
+    /// The same, once this line of the document stands below `[gateway]`.
+    ServerWith(&'static str),
     /// Each line is run on the laptop.
     Laptop,
     /// The same, while the tunnel is up.
@@ -46,6 +48,21 @@ const BLOCKS: &[(&str, &str, How)] = &[
         "README.md",
         "sudo ln -s adit",
         How::Elsewhere("netns_wg_tools.rs", "the link would be made for everybody"),
+    ),
+    (
+        "README.md",
+        "sudo adit lockdown on",
+        How::Elsewhere(
+            "netns_kill_switch.rs",
+            "systemd does not run in the lab; netns_service.rs has one that does",
+        ),
+    ),
+    ("README.md", "sudo adit reload", How::ServerWith("lan = [\"192.168.7.0/24\"]")),
+    ("README.md", "sudo adit peer add phone --qr", How::Server),
+    (
+        "README.md",
+        "sudo adit up --carrier wss",
+        How::Elsewhere("netns_recipes.rs", "it needs nginx with a certificate"),
     ),
     (
         "README.md",
@@ -238,6 +255,14 @@ fn the_commands_of_the_documents_work_as_they_stand() {
         let block = blocks.iter().find(|block| is_block(block, row)).unwrap();
         let desk = match row.2 {
             How::Server => &server,
+            How::ServerWith(line) => {
+                let document = fs::read_to_string(checkout().join(row.0)).unwrap();
+                assert!(document.lines().any(|it| it == line), "{line}");
+                let path = home(&net.gateway).join("adit.toml");
+                let text = fs::read_to_string(&path).unwrap();
+                fs::write(&path, text.replacen("[gateway]\n", &format!("[gateway]\n{line}\n"), 1)).unwrap();
+                &server
+            }
             How::Laptop => &laptop,
             How::Connected => {
                 succeed(&net.clients[0], &["up"]);

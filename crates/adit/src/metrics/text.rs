@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use adit_proto::reason::DropReason;
 
 use super::{FAMILIES, Family, Kind};
+use crate::limits::{LimitState, LimitsReport};
 use crate::status::{PeerReport, Report, Role};
 
 /// How an instance is, as an exposition.
@@ -116,6 +117,13 @@ impl Page<'_> {
             ];
             return self.sample(family, &labels, "1");
         }
+        if family.name == "adit_peer_refused_packets" {
+            for (reason, count) in peer.limits.iter().flat_map(|limits| &limits.refused) {
+                self.sample(family, &[("peer", name), ("reason", reason)], &count.to_string());
+            }
+            return;
+        }
+        let limit = |what: fn(&LimitsReport) -> Option<u64>| Some(what(peer.limits.as_ref()?)?.to_string());
         let micros = |micros: u64| format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
         let value = match family.name {
             "adit_peer_connected" => Some(u64::from(peer.has_session).to_string()),
@@ -129,6 +137,10 @@ impl Page<'_> {
             "adit_peer_receive_loss_ratio" => {
                 peer.rate.and_then(|rate| rate.rx_lost_ppm).map(|ppm| micros(ppm.into()))
             }
+            "adit_peer_within_limits" => limit(|it| Some(u64::from(it.state == LimitState::Within))),
+            "adit_peer_quota_bytes" => limit(|it| it.quota_bytes),
+            "adit_peer_quota_used_bytes" => limit(|it| it.used_bytes),
+            "adit_peer_access_ends_seconds" => limit(|it| it.expires_unix_secs),
             _ => None,
         };
         if let Some(value) = value {
@@ -189,7 +201,17 @@ mod tests {
             handshake_rtt_micros: Some(1_500),
             persistent_keepalive_secs: 0,
             inside_api: Vec::new(),
-            limits: None,
+            limits: Some(LimitsReport {
+                state: LimitState::OverQuota,
+                rate_up: None,
+                rate_down: None,
+                quota_bytes: Some(50),
+                used_bytes: Some(51),
+                quota_renews_unix_secs: None,
+                expires_unix_secs: Some(2_000_000_000),
+                schedule: None,
+                refused: BTreeMap::from([("over_quota".to_owned(), 12)]),
+            }),
             rx_bytes: u64::MAX,
             tx_bytes: 12,
             rx_packets: 1_000,
@@ -205,6 +227,7 @@ mod tests {
             last_handshake_secs_ago: None,
             handshake_rtt_micros: None,
             rate: None,
+            limits: None,
             ..peer.clone()
         };
         Report {
@@ -271,6 +294,8 @@ mod tests {
         assert_eq!(find("adit_dropped_packets_total", "reason", "no_route"), Some(3.0));
         assert_eq!(find("adit_dropped_packets_total", "reason", "too_big"), Some(0.0));
         assert_eq!(find("adit_queue_capacity", "queue", "notices"), Some(4_096.0));
+        assert_eq!(find("adit_peer_refused_packets_total", "reason", "over_quota"), Some(12.0));
+        assert_eq!(find("adit_peer_within_limits", "peer", &name), Some(0.0));
         assert!(
             samples.iter().all(|(name, labels, _)| name != "adit_forged" && labels["interface"] == "adit0")
         );
