@@ -41,8 +41,16 @@ fn the_tunnel_passes_through_nginx_as_the_recipe_says() {
     let request =
         ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
     let (key, certificate) = (format!("{at}/key.pem"), format!("{at}/cert.pem"));
-    let names =
-        ["-days", "1", "-subj", "/CN=www.example.org", "-addext", "subjectAltName=DNS:www.example.org"];
+    let names = [
+        "-days",
+        "1",
+        "-subj",
+        "/CN=www.example.org",
+        "-addext",
+        "subjectAltName=DNS:www.example.org",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ];
     let files = ["-keyout", &key, "-out", &certificate];
     gateway.exec(request.iter().chain(&names).chain(&files).copied()).unwrap();
     let location = block("nginx", "location = /tunnel");
@@ -50,7 +58,7 @@ fn the_tunnel_passes_through_nginx_as_the_recipe_says() {
         "daemon off; pid {at}/pid; error_log {at}/error.log; events {{}}\nhttp {{ access_log {at}/access.log;\n\
          client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fcgi;\n\
          uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;\n\
-         server {{ listen 443 ssl; ssl_certificate {certificate}; ssl_certificate_key {key};\n{location}\n\
+         server {{ listen 443 ssl; ssl_protocols TLSv1.2 TLSv1.3; ssl_certificate {certificate}; ssl_certificate_key {key};\n{location}\n\
          location / {{ return 200 'the site'; }} }} }}\n"
     );
     let file = gateway.write("nginx.conf", server).unwrap().display().to_string();
@@ -67,9 +75,8 @@ fn the_tunnel_passes_through_nginx_as_the_recipe_says() {
     let hosts = client.write("hosts", resolve).unwrap().display().to_string();
     let authority =
         client.write("authority.pem", fs::read(&certificate).unwrap()).unwrap().display().to_string();
-    let command = block("sh", "--stream-endpoint")
-        .trim()
-        .replace("sudo adit up", "\"$ADIT\" --home \"$H\" -vv up \"$P\"");
+    let command =
+        block("sh", "--stream-endpoint").trim().replace("sudo adit up", "\"$ADIT\" --home \"$H\" up \"$P\"");
     let script = format!("mount --bind {hosts} /etc/hosts && {command}");
     let up = client
         .command(["unshare", "--mount", "sh", "-c", &script])
