@@ -115,13 +115,14 @@ fn is_local(address: Ipv4Addr) -> bool {
 }
 
 /// The IPv4 address that a gateway on the way would make of an IPv6 address: mapped, compatible, translated
-/// (RFC 6052) or 6to4 (RFC 3056).
+/// (RFC 6052, RFC 8215) or 6to4 (RFC 3056).
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let last = |bytes: [u8; 16]| Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
     match address.segments() {
-        [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
-            Some(last(address.octets()))
-        }
+        [0, 0, 0, 0, 0, 0xffff | 0, ..]
+        | [0, 0, 0, 0, 0xffff, 0, ..]
+        | [0x64, 0xff9b, 0, 0, 0, 0, ..]
+        | [0x64, 0xff9b, 1, ..] => Some(last(address.octets())),
         [0x2002, high, low, ..] => {
             let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
             Some(Ipv4Addr::new(a, b, c, d))
@@ -183,6 +184,7 @@ mod tests {
             "::127.0.0.1",
             "64:ff9b::7f00:1",
             "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::7f00:1",
             "2002:7f00:1::",
             "::ffff:0:127.0.0.1",
         ];
