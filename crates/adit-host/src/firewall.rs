@@ -3,6 +3,7 @@
 
 mod beside;
 pub(crate) mod block;
+mod clamp;
 mod client;
 mod gateway;
 mod invited;
@@ -25,6 +26,7 @@ use serde_json::Value;
 
 pub use self::beside::GroupFirewall;
 pub use self::block::{KillSwitch, Lockdown};
+pub use self::clamp::ClampFirewall;
 pub use self::client::ClientFirewall;
 pub use self::gateway::GatewayFirewall;
 pub(crate) use self::gateway::PRIVATE;
@@ -54,6 +56,7 @@ pub enum Firewall {
     Split(SplitFirewall),
     Outage(OutageFirewall),
     Group(GroupFirewall),
+    Clamp(ClampFirewall),
 }
 
 /// A port we listen on, outside.
@@ -88,13 +91,15 @@ impl Firewall {
             Firewall::Split(it) => split_table(&it.link),
             Firewall::Outage(_) => "adit_verify".to_owned(),
             Firewall::Group(it) => named("adit_beside_", &it.link),
+            Firewall::Clamp(it) => named("adit_mss_", &it.link),
         }
     }
 
     /// Whether it keeps traffic in, so that taking it away lets traffic out.
     pub fn blocks(&self) -> bool {
         match self {
-            Firewall::Gateway(_) | Firewall::Split(_) | Firewall::Outage(_) | Firewall::Group(_) => false,
+            Firewall::Gateway(_) | Firewall::Split(_) | Firewall::Outage(_) => false,
+            Firewall::Group(_) | Firewall::Clamp(_) => false,
             Firewall::Client(it) => it.kill_switch.is_some(),
             Firewall::Lockdown(_) => true,
         }
@@ -129,6 +134,7 @@ impl Firewall {
             Firewall::Split(it) => it.build(&mut table),
             Firewall::Outage(it) => it.build(&mut table),
             Firewall::Group(_) => {}
+            Firewall::Clamp(it) => it.build(&mut table),
         }
         json(table.batch)
     }
@@ -144,6 +150,7 @@ impl fmt::Display for Firewall {
             Firewall::Split(it) => it.fmt(f),
             Firewall::Outage(it) => it.fmt(f),
             Firewall::Group(it) => it.fmt(f),
+            Firewall::Clamp(it) => it.fmt(f),
         }
     }
 }
@@ -210,6 +217,11 @@ pub fn closes_host(link: &str) -> bool {
     let ruleset = list_ruleset().unwrap_or_default();
     let mut chains = ruleset["nftables"].as_array().into_iter().flatten().filter_map(|it| it.get("chain"));
     chains.any(|it| it["table"] == table.as_str() && it["hook"] == "output" && it["policy"] == "drop")
+}
+
+/// Whether tables can be loaded at all.
+pub fn nft_is_installed() -> bool {
+    program::find("nft").is_some()
 }
 
 fn list_ruleset() -> Option<Value> {

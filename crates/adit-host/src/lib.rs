@@ -38,9 +38,9 @@ mod ways;
 pub use client::{Block, ClientHost, RULE_PRIORITIES, RouteTable, client_plan, is_everything};
 pub use error::HostError;
 pub use firewall::{
-    Allowed, ClientFirewall, Exposed, Firewall, GatewayFirewall, GroupFirewall, KillSwitch, Listener,
-    Lockdown, OutageFirewall, Passage, Ports, Reach, Side as SplitSide, SplitFirewall, Transport,
-    closes_host, foreign_forward_drops, part_by_name, split_table,
+    Allowed, ClampFirewall, ClientFirewall, Exposed, Firewall, GatewayFirewall, GroupFirewall, KillSwitch,
+    Listener, Lockdown, OutageFirewall, Passage, Ports, Reach, Side as SplitSide, SplitFirewall, Transport,
+    closes_host, foreign_forward_drops, nft_is_installed, part_by_name, split_table,
 };
 pub use gateway::{GatewayHost, gateway_plan, private_networks};
 pub use group::Group;
@@ -53,5 +53,7 @@ pub use room::furnish;
 pub use route::{Way, auto_mtu, find_free_table, route_mtu, way_to};
 pub use rule::find_free_priority;
 pub use surroundings::{Surroundings, surroundings};
-pub use sysctl::{answers_arp_for_all, has_ipv6, ipv6_enabled, links_accepting_router_advertisements};
+pub use sysctl::{
+    answers_arp_for_all, forwards, has_ipv6, ipv6_enabled, links_accepting_router_advertisements,
+};
 pub use ways::watch_ways;

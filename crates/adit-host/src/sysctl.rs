@@ -45,6 +45,13 @@ pub fn has_ipv6() -> bool {
     read("net/ipv6/conf/all/disable_ipv6").is_ok()
 }
 
+/// Whether this host passes packets of others on.
+pub fn forwards() -> bool {
+    ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"]
+        .iter()
+        .any(|key| read(key).is_ok_and(|value| value != "0"))
+}
+
 /// Whether this host speaks IPv6 at all: it is neither missing from the kernel nor switched off.
 pub fn ipv6_enabled() -> bool {
     read("net/ipv6/conf/all/disable_ipv6").is_ok_and(|value| value == "0")

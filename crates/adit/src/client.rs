@@ -7,7 +7,9 @@
 
 mod beside;
 mod block;
+mod forwarding;
 mod hook;
+mod obstacle;
 mod reload;
 pub mod split;
 
@@ -17,7 +19,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use self::split::Split;
 use adit_host::{Block, ClientHost, Firewall, Fwmark, Guard, Plan, RouteTable};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
@@ -26,7 +27,9 @@ use adit_proto::key::PublicKey;
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 
+use self::obstacle::{Obstacle, PortalWatch};
 use self::reload::Sources;
+use self::split::Split;
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
 use crate::config::{CarrierChoice, ClientSettings, InterfaceName, Layers, Mtu, Offload, Origin};
 use crate::control::{self, Answer, ControlError, Verb};
@@ -149,6 +152,7 @@ pub fn plan_of(home: &Home, path: &Path, layers: &Layers) -> anyhow::Result<(Str
     let ipv6 = adit_host::ipv6_enabled();
     let (mut plan, fwmark) = plan(&interface, &file, &reached, ipv6, block, &split)?;
     split.add_to(&mut plan, &interface, &file, ipv6, fwmark)?;
+    forwarding::add_to(&mut plan, &interface);
     Ok((interface, plan))
 }
 
@@ -170,6 +174,8 @@ struct Client {
     settings: ClientSettings,
     resolver: Option<Forwarder>,
     metrics: Option<Metrics>,
+    obstacles: Vec<Obstacle>,
+    portal: PortalWatch,
     plan: Plan,
     guard: Guard,
     socket: PrivateSocket,
@@ -229,6 +235,9 @@ impl Client {
         targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
         let resolver_at = split.add_to(&mut plan, interface, &file, ipv6, fwmark)?;
         let offload = settings.offload == Offload::Auto;
+        forwarding::add_to(&mut plan, interface);
+        let obstacles = obstacle::look_around(&file, interface, &reached, block.is_some());
+        obstacles.iter().for_each(|it| readiness.warn(&it.to_string()));
         let tun = Tun::create(&TunConfig {
             name: Some(interface.to_owned()),
             queues: driver::lanes_auto(),
@@ -273,6 +282,8 @@ impl Client {
             settings,
             metrics,
             resolver,
+            obstacles,
+            portal: PortalWatch::default(),
             plan,
             guard,
             socket,
@@ -292,11 +303,13 @@ impl Client {
         loop {
             match self.instance.wait(deadline.saturating_duration_since(Instant::now())) {
                 Wake::Heard => {
+                    self.way_is_clear();
                     self.ask_for_grant();
                     return Ok(true);
                 }
                 Wake::Tick => {
                     readiness.warn(&advice);
+                    self.look_for_portal(readiness);
                     return Ok(true);
                 }
                 Wake::Stop => return Ok(false),
@@ -319,9 +332,12 @@ impl Client {
                 Wake::Tick => {
                     self.instance.endpoints.ask_for_missing();
                     self.instance.follow_ways();
+                    self.look_at_silence();
+                    self.tend_forwarding();
                 }
                 Wake::Heard => {
                     self.unsaved = true;
+                    self.way_is_clear();
                     self.ask_for_grant();
                 }
                 Wake::Reload(asked) => self.reload(asked),

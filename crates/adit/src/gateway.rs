@@ -19,7 +19,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use adit_host::{GatewayHost, Guard, Plan};
+use adit_host::{GatewayHost, Guard, Passage, Plan};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::Command;
@@ -101,6 +101,8 @@ struct Gateway {
     resolver: Option<Forwarder>,
     metrics: Option<Metrics>,
     guard: Guard,
+    /// The chains of others that were let pass last.
+    passages: Vec<Passage>,
     socket: PrivateSocket,
     instance: Instance,
     home: Home,
@@ -209,6 +211,7 @@ impl Gateway {
             inside_api,
             resolver: dns::start(&config),
             metrics,
+            passages: passages(&config),
             guard,
             socket,
             instance,
@@ -241,7 +244,10 @@ impl Gateway {
                 }
                 Wake::Heard => self.unsaved = true,
                 Wake::Exclude(_) => {}
-                Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
+                Wake::Host(event) => {
+                    self.instance.upkeep.tend(&mut self.guard, &event);
+                    self.follow_firewalls(&event);
+                }
                 Wake::Reload(asked) => {
                     let outcome = self.reload();
                     match &outcome {

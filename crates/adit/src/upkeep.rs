@@ -20,6 +20,9 @@ pub struct HostFacts {
     pub kill_switch: bool,
     /// Whether private networks are within reach beside the kill switch.
     pub allow_lan: bool,
+    /// What stands in the tunnel's way here, each by its name.
+    #[serde(default)]
+    pub obstacles: Vec<String>,
     /// What is parted; null when everything allowed goes through the tunnel.
     #[serde(default)]
     pub split: Option<SplitFacts>,
@@ -40,6 +43,7 @@ impl HostFacts {
             (true, false) => lines.push(("kill switch", "on".to_owned())),
             (false, _) => {}
         }
+        lines.extend(self.obstacles.iter().map(|it| ("in the way", it.clone())));
         if let Some(split) = &self.split {
             lines.extend(split.lines());
         }

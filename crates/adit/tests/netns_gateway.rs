@@ -208,7 +208,10 @@ fn a_download_outlives_the_gateway_that_is_killed_and_started_again() {
     let killed = Instant::now();
     let gateway = start_gateway(&net.gateway);
     wait_for("an answer through the tunnel", SOON, || answers(client, INSIDE).then_some(())).unwrap();
-    println!("the tunnel carries again {:.2} s after the start", killed.elapsed().as_secs_f64());
+    let again = killed.elapsed();
+    println!("the tunnel carries again {:.2} s after the start", again.as_secs_f64());
+    // The timer that notices a dead session takes 15 s.
+    assert!(again < Duration::from_secs(10), "the gateway greets those it knew: {again:?}");
     let report = finish_download(download, content);
     println!("the longest pause of the download was {} s", report["longest_pause_seconds"]);
     assert_eq!(net.seen_from(client), [GATEWAY, GATEWAY6]);

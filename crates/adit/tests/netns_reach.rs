@@ -10,7 +10,7 @@ use adit_lab::{End, Host, Process, wait_for};
 use serde_json::Value;
 
 use common::internet::{
-    GATEWAY, GATEWAY6, INSIDE, Internet, WEB, admit, home, init, start_gateway, stop_gateway, succeed,
+    GATEWAY, GATEWAY6, INSIDE, Internet, WEB, adit, admit, home, init, start_gateway, stop_gateway, succeed,
 };
 use common::{ADIT, SOON, on};
 
@@ -317,6 +317,47 @@ fn beside_the_rules_of_docker_ufw_and_firewalld_the_gateway_forwards_and_leaves_
         assert_eq!(rules_of_others(&net.gateway), before, "{name}");
         net.gateway.nft("flush ruleset").unwrap();
     }
+}
+
+#[test]
+fn a_firewall_that_is_reloaded_or_comes_later_lets_the_gateway_through_at_once() {
+    let net = Internet::new("reachreload", 1);
+    let client = &net.clients[0];
+    init(&net.gateway);
+    net.gateway.nft(UFW).unwrap();
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    succeed(client, &["up", &file]);
+    let passes = || net.seen_from(client) == [GATEWAY, GATEWAY6];
+    assert!(passes());
+    let rules = || {
+        let text = net.gateway.exec(["nft", "list", "ruleset"]).unwrap().stdout;
+        text.matches("comment \"adit adit0\"").count()
+    };
+    assert_eq!(rules(), 4, "two for each IP version");
+
+    // As a reload does: everything goes, and comes anew in the next transaction.
+    let tables = ["ip filter", "ip6 filter"];
+    for round in 0..3 {
+        tables.iter().for_each(|table| net.gateway.nft(&format!("delete table {table}")).unwrap());
+        net.gateway.nft(UFW).unwrap();
+        wait_for("the rules to be back", SOON, || (rules() == 4).then_some(())).unwrap();
+        assert!(passes(), "round {round}");
+    }
+    // In one transaction, so that there is never a moment without.
+    let at_once: String = tables.iter().map(|table| format!("flush chain {table} FORWARD\n")).collect();
+    net.gateway.nft(&at_once).unwrap();
+    wait_for("the rules to be back", SOON, || (rules() == 4).then_some(())).unwrap();
+
+    let before = rules();
+    net.gateway.nft(FIREWALLD).unwrap();
+    wait_for("a passage for the new one", SOON, || (rules() > before).then_some(())).unwrap();
+    assert!(passes());
+    let status = adit(&net.gateway, &["status", "--json"]).json().unwrap();
+    assert!(status["host"]["repairs"].as_u64().unwrap() >= 4, "{status}");
+    succeed(client, &["down"]);
+    stop_gateway(gateway);
+    assert_eq!(rules(), 0);
 }
 
 #[test]

@@ -18,6 +18,49 @@ fn situation<'a>(page: &'a Value, part: &str) -> &'a Value {
     situations.find(|it| it["situation"].as_str().unwrap().contains(part)).unwrap()
 }
 
+#[test]
+fn under_the_kill_switch_nothing_leaks_and_without_it_a_planted_leak_is_found() {
+    let net = Internet::new("verifykill", 1);
+    let client = &net.clients[0];
+    // As a host of containers has it, so that there is something to forward.
+    client.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    succeed(client, &["up", &file]);
+    let (code, page) = verify(client);
+    assert_eq!((code, &page["tight"], &page["kill_switch"]), (Some(0), &true.into(), &true.into()), "{page}");
+    let situations = page["situations"].as_array().unwrap();
+    assert_eq!(situations.len(), 4, "{page}");
+    for situation in situations {
+        assert!(situation["skipped"].is_null() && situation["leaks"] == serde_json::json!([]), "{situation}");
+        let traffic = situation["traffic"].as_object().unwrap();
+        assert_eq!(traffic.len(), 12, "every class of traffic: {situation}");
+        for (class, fate) in traffic {
+            assert!(["kept in", "refused"].contains(&fate.as_str().unwrap()), "{class}: {situation}");
+        }
+    }
+    let told = adit(client, &["verify", "--no-cuts"]);
+    assert!(told.ok() && told.stdout.contains("Nothing leaks."), "{told:?}");
+    succeed(client, &["down"]);
+
+    // A route of the host for the first class of traffic, which is of no attack but would go unnoticed.
+    client.add_route("192.0.2.200/32 via 10.100.0.1").unwrap();
+    succeed(client, &["up", "--kill-switch", "off", &file]);
+    let (code, page) = verify(client);
+    assert_eq!(
+        (code, &page["tight"], &page["kill_switch"]),
+        (Some(1), &false.into(), &false.into()),
+        "{page}"
+    );
+    let up = situation(&page, "is up");
+    assert_eq!(up["traffic"]["udp over ipv4"], "leaked", "{page}");
+    assert_eq!(up["traffic"]["tcp over ipv4"], "kept in", "what has no such route: {page}");
+    assert!(up["leaks"].to_string().contains("192.0.2.200"), "{page}");
+    succeed(client, &["down"]);
+    stop_gateway(gateway);
+}
+
 /// What a kill switch does, written by hand, so that the test depends on no other part of adit.
 const CLOSED: &str = "table inet closed {
     chain output {

@@ -7,11 +7,12 @@ use nftables::stmt::Statement;
 use nftables::types::{NfChainType, NfHook};
 use serde::{Deserialize, Serialize};
 
+use super::clamp::clamp;
 use super::reach::{Exposed, Reach};
 use super::table::{
-    Builder, DSTNAT, FILTER, MANGLE, RAW, SRCNAT, Stmt, any_of, clamp_mss, clamp_mss_to, fib, in_network, is,
-    is_not, is_reply, is_syn, is_translated, masquerade, meta, meta_is, meta_is_not, nets_of, number,
-    payload, set, source_is_behind, source_is_elsewhere, source_is_ours, string,
+    Builder, DSTNAT, FILTER, RAW, SRCNAT, Stmt, any_of, fib, in_network, is, is_not, is_reply, is_translated,
+    masquerade, meta, meta_is, meta_is_not, nets_of, number, payload, set, source_is_behind,
+    source_is_elsewhere, source_is_ours, string,
 };
 use super::{Listener, Transport};
 use crate::plan::Family;
@@ -64,7 +65,7 @@ impl GatewayFirewall {
         self.guard_sources(table);
         self.guard_private(table);
         self.translate_exposed(table);
-        self.clamp(table);
+        clamp(table, &self.link, self.mtu_bytes);
         self.forward(table);
         self.input(table);
         self.translate_sources(table);
@@ -162,19 +163,6 @@ impl GatewayFirewall {
                 let to_us = is(fib(FibFlag::Daddr), string("local"));
                 table.rule("prerouting", [not_within, to_us, exposed.port_is(), translation]);
             }
-        }
-    }
-
-    /// A route to the internet is wider than the tunnel, so the tunnel's own MTU counts in both directions.
-    fn clamp(&self, table: &mut Builder) {
-        table.chain("forward_mangle", NfChainType::Filter, NfHook::Forward, MANGLE);
-        for (family, headers) in [("ipv4", 40), ("ipv6", 60)] {
-            let of_family = meta_is(MetaKey::Nfproto, family);
-            let clamp = clamp_mss_to(self.mtu_bytes.saturating_sub(headers));
-            table.rule("forward_mangle", [self.comes_from_tunnel(), of_family, is_syn(), clamp]);
-        }
-        for direction in [self.comes_from_tunnel(), self.goes_into_tunnel()] {
-            table.rule("forward_mangle", [direction, is_syn(), clamp_mss()]);
         }
     }
 

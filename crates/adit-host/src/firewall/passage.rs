@@ -131,6 +131,15 @@ pub(crate) fn make(made: &MadePassage, lock: &File) -> Result<(), HostError> {
     run(&json!({"nftables": rules}), &format!("let {} pass {}", made.passage.link, made.passage.chain), lock)
 }
 
+/// Whether the chain is there to be passed: whoever reloads a firewall takes its tables away first.
+pub(crate) fn make_where_needed(made: &MadePassage, lock: &File) -> Result<bool, HostError> {
+    match make(made, lock) {
+        Ok(()) => Ok(true),
+        Err(HostError::ProgramFailed { said, .. }) if said.contains("No such file or directory") => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 pub(crate) fn undo(made: &MadePassage, lock: &File) -> Result<Outcome, HostError> {
     let passage = &made.passage;
     let handles = list_ruleset().map(|ruleset| passage.handles(&ruleset)).unwrap_or_default();

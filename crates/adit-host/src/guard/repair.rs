@@ -100,8 +100,9 @@ impl Guard {
             let firewall = match &entry.change {
                 Change::Firewall(firewall) => firewall,
                 Change::Passage(it) => {
-                    if let Some(missing) = passage::prepare(it)? {
-                        passage::make(&missing, journal.lock())?;
+                    if let Some(missing) = passage::prepare(it)?
+                        && passage::make_where_needed(&missing, journal.lock())?
+                    {
                         repaired.push(entry.change.to_string());
                     }
                     continue;

@@ -1,8 +1,36 @@
 //! What of other programs' firewalls would drop what a gateway passes on.
 
-use adit_host::Passage;
+use adit_host::{HostEvent, Passage};
 
+use super::{Gateway, mtu_of, plan};
 use crate::config::Config;
+
+impl Gateway {
+    /// Another firewall may have come, or have other chains than before.
+    pub(super) fn follow_firewalls(&mut self, event: &HostEvent) {
+        let HostEvent::Firewall { table } = event else { return };
+        if table.starts_with("adit") || !self.config.gateway.pass_firewalls {
+            return;
+        }
+        let now = passages(&self.config);
+        if now.iter().all(|it| self.passages.contains(it)) {
+            return;
+        }
+        let port = self.instance.driver.snapshot().listen_port;
+        let change = mtu_of(&self.config).and_then(|mtu_bytes| {
+            Ok(self.guard.change_to(&plan(&self.config, &self.invited, port, mtu_bytes))?)
+        });
+        match change {
+            Ok(_) => {
+                tracing::info!(
+                    "another firewall drops what is forwarded since now: clients are let through it"
+                );
+                self.passages = now;
+            }
+            Err(error) => tracing::error!("clients are not let through a firewall that has come: {error:#}"),
+        }
+    }
+}
 
 /// The chains of others that are let pass.
 pub fn passages(config: &Config) -> Vec<Passage> {

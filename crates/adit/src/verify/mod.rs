@@ -176,8 +176,10 @@ fn outside(report: &Report, endpoints: &[SocketAddr]) -> anyhow::Result<Vec<Outs
 fn control_of(report: &Report, sniffer: &Sniffer, endpoints: &[SocketAddr], outside: &Outside) -> Control {
     let mut control = Control::default();
     for _ in 0..10 {
-        // Whatever is sent into the tunnel makes packets of the tunnel.
-        let _ = traffic::send(Class::Udp4, outside);
+        // Whatever is sent into the tunnel makes packets of the tunnel; not all of it may leave beside it.
+        for class in [Class::Udp4, Class::Udp6, Class::DnsUdp, Class::Ping4] {
+            let _ = traffic::send(class, outside);
+        }
         let _ = traffic::send_control(report.fwmark, outside);
         thread::sleep(Duration::from_millis(200));
         let seen = sniffer.take();
