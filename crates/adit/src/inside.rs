@@ -37,6 +37,7 @@ pub use self::caller::Facts;
 pub use self::echo::{PROBE_BYTES, probe, sequence_of_answer};
 pub use self::enrolment::{PATH as ENROL_PATH, question as enrol_question};
 pub use self::question::{WhoAmI, whoami};
+pub use self::request::TRANSFER_HEADER;
 pub use self::transfer::{Filler, SECONDS_MAX as TRANSFER_SECONDS_MAX};
 
 /// Where the API answers, and what it knows about peers.

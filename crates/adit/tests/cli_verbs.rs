@@ -528,3 +528,20 @@ fn a_reader_that_has_had_enough_is_no_error() {
     let ran = ran(child.wait_with_output().unwrap());
     assert_eq!((ran.code, ran.stderr.as_str()), (0, ""));
 }
+
+#[test]
+fn what_kept_a_command_from_running_is_said_before_adit_ends() {
+    let directory = tempfile::tempdir().unwrap();
+    let (profile, said) = (directory.path().join("bad.conf"), directory.path().join("said"));
+    fs::write(&profile, "[Interface]\nPrivateKey = nonsense\n").unwrap();
+    fs::set_permissions(&profile, fs::Permissions::from_mode(0o600)).unwrap();
+    for _ in 0..30 {
+        // A pipe would end with the last process that holds it; a shell waits for the first alone.
+        let file = fs::File::create(&said).unwrap();
+        let mut command = adit(["run", profile.to_str().unwrap(), "--", "true"]);
+        let status = command.stdout(Stdio::null()).stderr(file).status().unwrap();
+        let text = fs::read_to_string(&said).unwrap();
+        assert_eq!(status.code(), Some(1), "{text}");
+        assert!(text.contains("PrivateKey"), "it ended and has said {text:?}");
+    }
+}

@@ -18,6 +18,8 @@ use common::internet::{
 use common::{SOON, on};
 
 const PORT: u16 = 9585;
+/// What a request for a transfer has to carry.
+const MEANT: &str = "Adit-Transfer: 1\r\n";
 
 struct World {
     gateway: Process,
@@ -133,9 +135,15 @@ fn what_is_asked_wrongly_is_refused_and_the_right_question_is_answered() {
     assert_eq!(ask(client, "GET /", ""), 404);
     assert_eq!(ask(client, "GET /v1/whoami/", ""), 404);
     assert_eq!(ask(client, "POST /v1/whoami", "Content-Length: 0\r\n"), 405);
-    assert_eq!(ask(client, "GET /v1/upload", ""), 405);
-    assert_eq!(ask(client, "GET /v1/download", ""), 400);
-    assert_eq!(ask(client, "GET /v1/download?seconds=31", ""), 400);
+    assert_eq!(ask(client, "GET /v1/upload", MEANT), 405);
+    assert_eq!(ask(client, "GET /v1/download", MEANT), 400);
+    assert_eq!(ask(client, "GET /v1/download?seconds=31", MEANT), 400);
+    // What a page makes a browser send for `<img src=…>` and for a form: no origin, and nothing of its own.
+    let page = "Referer: http://evil.example/\r\n";
+    assert_eq!(ask(client, "GET /v1/download?seconds=30", page), 403);
+    assert_eq!(ask(client, "POST /v1/upload", "Referer: http://evil.example/\r\nContent-Length: 0\r\n"), 403);
+    assert_eq!(ask(client, "OPTIONS /v1/download?seconds=30", "Origin: http://evil.example\r\n"), 403);
+    assert_eq!(ask(client, "GET /v1/download?bytes=1", MEANT), 200);
     assert_eq!(ask(client, "GET /v1/whoami", "Origin: http://a.example\r\n"), 403);
     assert_eq!(ask(client, "GET /v1/whoami", "Host: a.example\r\n"), 403);
     assert_eq!(
@@ -220,12 +228,15 @@ fn a_peer_has_one_transfer_at_a_time_and_gets_every_byte() {
     let World { gateway: _gateway, net } = world("intransfer", 2);
     let [a, b] = &net.clients[..] else { panic!("two clients") };
     let body = |answer: &str| answer.split_once("\r\n\r\n").unwrap().1.to_owned();
-    let download =
-        exchange(a, at(INSIDE), b"GET /v1/download?bytes=3000000 HTTP/1.0\r\nHost: 10.86.0.1:9585\r\n\r\n");
+    let download = exchange(
+        a,
+        at(INSIDE),
+        b"GET /v1/download?bytes=3000000 HTTP/1.0\r\nHost: 10.86.0.1:9585\r\nAdit-Transfer: 1\r\n\r\n",
+    );
     assert_eq!((status_of(&download), body(&download).len()), (200, 3_000_000));
 
     let upload = |host: &Host, bytes: usize| {
-        let mut message = request("POST /v1/upload", &format!("Content-Length: {bytes}\r\n"));
+        let mut message = request("POST /v1/upload", &format!("{MEANT}Content-Length: {bytes}\r\n"));
         message.resize(message.len() + bytes, b'x');
         exchange(host, at(INSIDE), &message)
     };
@@ -235,22 +246,24 @@ fn a_peer_has_one_transfer_at_a_time_and_gets_every_byte() {
     assert!(told["seconds"].as_f64().unwrap() > 0.0);
 
     let mut slow = connect(a, at(INSIDE)).unwrap();
-    slow.write_all(&request("POST /v1/upload", "Content-Length: 10\r\n")).unwrap();
-    wait_for("the transfer to count", SOON, || (ask(a, "GET /v1/download?bytes=1", "") == 429).then_some(()))
-        .unwrap();
+    slow.write_all(&request("POST /v1/upload", &format!("{MEANT}Content-Length: 10\r\n"))).unwrap();
+    wait_for("the transfer to count", SOON, || {
+        (ask(a, "GET /v1/download?bytes=1", MEANT) == 429).then_some(())
+    })
+    .unwrap();
     assert!(is_served(a), "questions are no transfers");
-    assert_eq!(ask(b, "GET /v1/download?bytes=1", ""), 200, "another peer has its own");
+    assert_eq!(ask(b, "GET /v1/download?bytes=1", MEANT), 200, "another peer has its own");
     slow.write_all(b"0123456789").unwrap();
     let mut answer = String::new();
     slow.read_to_string(&mut answer).unwrap();
     assert!(answer.contains("\"bytes\":10"), "{answer}");
-    assert_eq!(ask(a, "GET /v1/download?bytes=1", ""), 200);
+    assert_eq!(ask(a, "GET /v1/download?bytes=1", MEANT), 200);
 
     let mut broken = connect(a, at(INSIDE)).unwrap();
-    broken.write_all(&request("POST /v1/upload", "Content-Length: 10\r\n")).unwrap();
+    broken.write_all(&request("POST /v1/upload", &format!("{MEANT}Content-Length: 10\r\n"))).unwrap();
     drop(broken);
     wait_for("the place of who hung up", SOON, || {
-        (ask(a, "GET /v1/download?bytes=1", "") == 200).then_some(())
+        (ask(a, "GET /v1/download?bytes=1", MEANT) == 200).then_some(())
     })
     .unwrap();
 }

@@ -7,7 +7,7 @@
 //! | X-05: a page in a browser that does not use the proxy | `a_web_page_…` |
 //! | X-06: two requests in one, two hosts, line ends in names | `http_requests_are_written_anew_…`, `answers_with_two_lengths_…` |
 //! | X-07: lengths that lie, associations of others | `socks_clients_that_lie_…`, `an_association_serves_…` |
-//! | X-08: guessing the password | `who_guesses_…` |
+//! | X-08: guessing the password, and keeping others out | `who_guesses_…`, `ten_thousand_strangers_…` |
 //! | X-09: no tunnel | `when_the_tunnel_is_down_…`, `a_tunnel_that_ends_…` |
 //! | X-10: a sandbox that forbids the program its own listeners | `every_listener_opens_without_privilege` |
 //! | slow heads, half-open connections, floods | `who_says_nothing_…`, `ten_thousand_…`, `a_flood_…` |
@@ -76,6 +76,17 @@ fn targets_on_the_far_sides_own_machine_are_refused_by_address_and_by_name() {
             String::from_utf8_lossy(&answer)
         );
     }
+    // Its own address in other clothes, and the inside API, which a page in a browser would ask.
+    for (host, port) in
+        [("::ffff:10.86.0.2", 80), ("64:ff9b:1::7f00:1", 80), (INSIDE, 9585), ("::ffff:10.86.0.1", 9585)]
+    {
+        assert_eq!(world.socks_reply(1, &socks_address(host, port)), Some(2), "{host:?} {port}");
+    }
+    let page = format!(
+        "GET http://{INSIDE}:9585/v1/download?seconds=1 HTTP/1.1\r\nHost: x\r\nReferer: http://evil.example/\r\n\r\n"
+    );
+    let answer = String::from_utf8_lossy(&world.say(HTTP, page.as_bytes())).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 403") && answer.contains("inside API"), "{answer}");
     let inside = world.socks_reply(1, &socks_address(INSIDE, 9));
     assert_eq!(inside, Some(5), "the gateway may be asked, and refuses by itself");
 }
@@ -127,9 +138,14 @@ fn http_requests_are_written_anew_and_ambiguous_ones_refused() {
          Connection: x-dropped\r\nX-Dropped: 1\r\nContent-Length: 3\r\n\r\nabc"
     );
     assert_eq!(ask(good), "200");
+    let odd = format!(
+        "GET {url}/odd HTTP/1.1\r\nHost: x\r\nConnection: close, x-dropped, \u{e9}\r\nX-Dropped: 1\r\n\r\n"
+    );
+    assert_eq!(ask(odd), "200");
     let seen = recorder.received().to_lowercase();
     assert!(seen.starts_with("post /good http/1.1\r\n"), "{seen}");
     assert!(seen.contains(&format!("host: {WEB}:8000\r\n")) && seen.contains("x-kept: 1"), "{seen}");
+    assert!(seen.contains("get /odd http/1.1\r\n"), "{seen}");
     for word in ["evil", "proxy-", "x-dropped", "connection"] {
         assert!(!seen.contains(word), "{word} in {seen}");
     }
@@ -140,6 +156,9 @@ fn http_requests_are_written_anew_and_ambiguous_ones_refused() {
         format!("POST {url}/coded HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
         format!("GET {url}/folded HTTP/1.1\r\nHost: x\r\nX-A: b\r\n  folded\r\n\r\n"),
         format!("GET {url}/spaced HTTP/1.1\r\nHost : x\r\n\r\n"),
+        format!("GET {url}/nohost HTTP/1.1\r\n\r\n"),
+        format!("GET http://{WEB}:+8000/plus HTTP/1.1\r\nHost: x\r\n\r\n"),
+        format!("POST {url}/chunk HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n"),
         format!("GET https://{WEB}/ HTTP/1.1\r\nHost: x\r\n\r\n"),
         format!("GET {url}/hosts HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n"),
         format!("TRACE {url}/trace HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -172,6 +191,9 @@ fn http_requests_are_written_anew_and_ambiguous_ones_refused() {
         "coded",
         "folded",
         "spaced",
+        "nohost",
+        "plus",
+        "smuggled",
         "nul",
         "long",
         "hosts",
@@ -198,6 +220,10 @@ fn answers_with_two_lengths_have_one_and_what_a_get_carries_arrives() {
     let twice = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 5\r\n\r\nhello";
     let _twice = Recorder::start(&world.web, 8001, twice);
     let answer = world.say(HTTP, format!("GET http://{WEB}:8001/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
+    assert_eq!(status_of(&answer), "502", "{}", String::from_utf8_lossy(&answer));
+    let _coded =
+        Recorder::start(&world.web, 8002, b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n\x1f\x8b");
+    let answer = world.say(HTTP, format!("GET http://{WEB}:8002/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
     assert_eq!(status_of(&answer), "502", "{}", String::from_utf8_lossy(&answer));
     let get =
         format!("GET {url} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n");
@@ -405,6 +431,70 @@ fn a_listener_beyond_loopback_needs_a_password_and_others_need_to_know_it() {
 }
 
 #[test]
+fn ten_thousand_strangers_without_the_password_keep_nobody_out_who_has_it() {
+    const COUNT: usize = 10_000;
+    let world = World::new("strangers");
+    let (address, _) = client_addresses(0);
+    let (socks, http) = (format!("{address}:1080"), format!("{address}:8118"));
+    world.nobody.write("password", "correct horse\n");
+    let auth = format!("alice:file:{}", world.nobody.path("password"));
+    let proxy = world.nobody.proxy(&[&world.profile(), "--socks5", &socks, "--http", &http, "--auth", &auth]);
+    let descriptors = || std::fs::read_dir(format!("/proc/{}/fd", proxy.id())).unwrap().count();
+    adit_io::sys::raise_descriptor_limit().unwrap();
+    let held: Vec<TcpStream> = on(&world.internet.gateway, || {
+        let to: [SocketAddr; 2] = [&socks, &http].map(|it| it.parse().unwrap());
+        (0..COUNT).filter_map(|number| TcpStream::connect(to[number % 2]).ok()).collect()
+    });
+    assert!(held.len() > COUNT * 9 / 10, "{} connected", held.len());
+    let right = |host: &adit_lab::Host| {
+        for (scheme, to) in [("socks5h", &socks), ("http", &http)] {
+            let proxy = format!("{scheme}://alice:correct%20horse@{to}");
+            let argv = ["curl", "-gsS", "--max-time", "15", "-x", &proxy, "http://web.example/"];
+            let known = host.attempt(argv).unwrap();
+            assert_eq!(known.stdout.trim(), GATEWAY, "{scheme}: {}", known.stderr);
+        }
+    };
+    // From elsewhere, and even from the same address.
+    right(&world.client);
+    right(&world.internet.gateway);
+    assert!(descriptors() < 1_000, "{} descriptors", descriptors());
+    drop(held);
+}
+
+#[test]
+fn a_listener_of_both_versions_serves_ipv4_clients_as_such() {
+    let world = World::new("dual");
+    world.nobody.write("password", "correct horse\n");
+    let auth = format!("alice:file:{}", world.nobody.path("password"));
+    let _proxy = world.nobody.proxy(&[&world.profile(), "--socks5", "[::]:1080", "--auth", &auth]);
+    let ask =
+        [&[5, 1, 2, 1, 5][..], b"alice", &[13], b"correct horse", &[5, 3, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
+    let answer = world.say_and_hear(SOCKS, &ask, 14);
+    assert_eq!(answer.get(..12), Some(&[5, 2, 1, 0, 5, 0, 0, 1, 127, 0, 0, 1][..]), "{answer:?}");
+    let six = world.say_and_hear("[::1]:1080", &ask, 26);
+    assert_eq!(six.get(4..8), Some(&[5, 0, 0, 4][..]), "{six:?}");
+}
+
+#[test]
+fn a_forward_to_where_nothing_is_connected_to_is_refused_at_the_start() {
+    let world = World::new("forwards");
+    let (adit, profile) = (world.nobody.adit(), world.profile());
+    for target in ["127.0.0.1:80", "[::1]:80", "localhost:80", "10.86.0.2:80", "169.254.169.254:80"] {
+        let forward = format!("1093:{target}");
+        let refused = world.nobody.command([&adit, "proxy", &profile, "-L", &forward]).attempt().unwrap();
+        assert_eq!(refused.code(), Some(1), "{forward}: {}", refused.stderr);
+        assert!(refused.stderr.contains("-L") && refused.stderr.contains("1093"), "{}", refused.stderr);
+    }
+    // The user may name even the inside API.
+    let forward = format!("1093:{INSIDE}:9585");
+    let proxy = world.nobody.proxy(&[&profile, "-L", &forward]);
+    assert!(proxy.stderr().contains("-L 127.0.0.1:1093 leads to 10.86.0.1:9585"), "{}", proxy.stderr());
+    let request = format!("GET /v1/whoami HTTP/1.1\r\nHost: {INSIDE}:9585\r\n\r\n");
+    let answer = String::from_utf8_lossy(&world.say("127.0.0.1:1093", request.as_bytes())).into_owned();
+    assert!(answer.contains("\"name\":\"laptop\""), "{answer}");
+}
+
+#[test]
 fn when_the_tunnel_is_down_everything_is_refused_and_nothing_goes_around_it() {
     let mut world = World::new("down");
     let proxy = world.proxy(&[]);
@@ -417,6 +507,7 @@ fn when_the_tunnel_is_down_everything_is_refused_and_nothing_goes_around_it() {
     for host in [WEB, WEB6, "web.example"] {
         assert_eq!(world.socks_reply(1, &socks_address(host, 80)), Some(3), "{host}");
     }
+    assert_eq!(world.socks_reply(3, &socks_address("0.0.0.0", 0)), Some(3), "nor for datagrams");
     let answer = world.say(HTTP, format!("GET http://{WEB}/ HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes());
     assert_eq!(status_of(&answer), "504");
     let packets = common::wire::ip_packets(&capture.stop().unwrap());

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
 use hyper::body::{Body, Bytes, Frame};
-use hyper::header::HOST;
+use hyper::header::{HOST, HeaderValue};
 use hyper::{Request, StatusCode};
 use serde::Deserialize;
 
-use crate::inside::Filler;
+use crate::inside::{Filler, TRANSFER_HEADER};
 use crate::web::{self, Way};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,8 @@ async fn download(
     moved: &AtomicU64,
 ) -> Result<Flow, String> {
     let target = format!("/v1/download?seconds={seconds}");
-    let request = web::get(&api.to_string(), &target).map_err(|error| error.to_string())?;
+    let mut request = web::get(&api.to_string(), &target).map_err(|error| error.to_string())?;
+    request.headers_mut().insert(TRANSFER_HEADER, HeaderValue::from_static("1"));
     let answer = web::send(stream, request, BUFFER_BYTES).await.map_err(|error| error.to_string())?;
     if answer.status() != StatusCode::OK {
         return Err(refused(answer).await);
@@ -97,7 +98,8 @@ async fn upload(
     moved: &Arc<AtomicU64>,
 ) -> Result<Flow, String> {
     let body = Watched { filler: Filler::new(u64::MAX, seconds, ()), moved: Arc::clone(moved) };
-    let request = Request::post("/v1/upload").header(HOST, api.to_string()).body(body);
+    let request =
+        Request::post("/v1/upload").header(HOST, api.to_string()).header(TRANSFER_HEADER, "1").body(body);
     let request = request.map_err(|error| error.to_string())?;
     let answer = web::send(stream, request, BUFFER_BYTES).await.map_err(|error| error.to_string())?;
     if answer.status() != StatusCode::OK {

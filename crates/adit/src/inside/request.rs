@@ -29,6 +29,11 @@ const HEAD_BYTES_MAX: usize = 8 * 1024;
 const HEADERS_MAX: usize = 32;
 /// What a connection may buffer; only transfers come near it.
 const BUFFER_BYTES_MAX: usize = 128 * 1024;
+/// What a request for a transfer has to carry. A page in a peer's browser may send requests here that it cannot read the
+/// answers of (`<img src=…>`), and to an address without TLS browsers say neither `Origin` nor `Sec-Fetch-Site`; but a
+/// header of one's own they let no page send without asking first, with an `Origin`. An answer that nobody reads does no
+/// harm, a transfer does.
+pub const TRANSFER_HEADER: &str = "adit-transfer";
 /// The longest transfer, and time to end it. One request is all that a connection carries.
 const CONNECTION_PATIENCE: Duration = Duration::from_secs(transfer::SECONDS_MAX + 10);
 
@@ -110,6 +115,9 @@ impl Desk {
         };
         match (request.method(), request.uri().path()) {
             (&Method::GET, "/v1/whoami") => page(StatusCode::OK, &whoami(&caller)),
+            (_, "/v1/download" | "/v1/upload") if !request.headers().contains_key(TRANSFER_HEADER) => {
+                refusal(StatusCode::FORBIDDEN, "say that you mean it: send the header `Adit-Transfer: 1`")
+            }
             (&Method::GET, "/v1/download") => self.download(request.uri().query(), &caller),
             (&Method::POST, "/v1/upload") => self.upload(request.into_body(), &caller).await,
             (_, "/v1/whoami" | "/v1/download") => wrong_method("GET"),

@@ -39,7 +39,11 @@ pub(super) async fn serve(
     dialer: Dialer,
     port: u16,
 ) -> io::Result<()> {
-    let here = client.local_addr()?.ip();
+    // Later the datagrams of a silent tunnel go into it all the same: they cannot go anywhere else, and may wake it.
+    if let Err(error) = dialer.tunnel.wait_until_up().await {
+        return socks::answer_not_dialled(client, &error.into()).await;
+    }
+    let here = client.local_addr()?.ip().to_canonical();
     let socket = match LocalSocket::bind((here, 0)).await {
         Ok(socket) => socket,
         Err(error) => {
@@ -117,17 +121,17 @@ impl Association {
         if let Err(refusal) = target.check_port() {
             return tracing::debug!(%target, "a datagram was dropped: {refusal}");
         }
+        if let Host::Address(address) = target.host {
+            let addresses = self.dialer.allowed(vec![address], target.port);
+            return self.resolved(Found { target, addresses, payload: payload.to_vec() });
+        }
         if self.resolving.len() >= RESOLVING {
             return tracing::debug!(%target, "a datagram was dropped: too many names are being resolved");
         }
         let payload = payload.to_vec();
-        if let Host::Address(address) = target.host {
-            let addresses = self.dialer.allowed(vec![address]);
-            return self.resolved(Found { target, addresses, payload });
-        }
         let dialer = self.dialer.clone();
         self.resolving.spawn(async move {
-            let addresses = dialer.resolve(&target.host).await;
+            let addresses = dialer.resolve(&target).await;
             Found { target, addresses, payload }
         });
     }

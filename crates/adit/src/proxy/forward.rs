@@ -9,9 +9,9 @@ use tokio::net::TcpStream as LocalStream;
 use tokio::time::timeout;
 
 use super::dial::Dialer;
-use super::gate::{Gate, Pass};
+use super::gate::{Gate, Place};
 use super::relay;
-use super::target::{Host, Target};
+use super::target::{Host, Refusal, Target, check};
 use crate::tunnel::{TcpListener, TcpStream};
 
 /// How long a destination on this side has to accept.
@@ -104,9 +104,13 @@ impl Forward {
         (self.port, self.bind)
     }
 
-    /// Where `-L` leads to.
-    pub(super) fn inside_target(&self) -> Result<Target, super::target::Refusal> {
-        Ok(Target { host: Host::parse(&self.host)?, port: self.host_port })
+    /// Where `-L` leads to. An address that no connection will be made to is refused before there is any.
+    pub(super) fn inside_target(&self, ours: &[IpAddr]) -> Result<Target, Refusal> {
+        let host = Host::parse(&self.host)?;
+        if let Host::Address(address) = host {
+            check(address, ours)?;
+        }
+        Ok(Target { host, port: self.host_port })
     }
 }
 
@@ -116,7 +120,7 @@ pub(super) async fn outward(
     from: SocketAddr,
     dialer: Dialer,
     target: Target,
-    _pass: Pass,
+    _place: Place,
 ) {
     let outcome = match dialer.connect_any_port(&target).await {
         Ok(remote) => {
@@ -181,12 +185,18 @@ mod tests {
         let plain = parse("8080:web.example:80").unwrap();
         assert_eq!(plain.local_listen(), "127.0.0.1:8080".parse().unwrap());
         assert_eq!(
-            plain.inside_target().unwrap(),
+            plain.inside_target(&[]).unwrap(),
             Target { host: Host::Name("web.example".into()), port: 80 }
         );
         let bound = parse("[::1]:8080:[fd86::1]:25").unwrap();
         assert_eq!(bound.local_listen(), "[::1]:8080".parse().unwrap());
         assert_eq!(bound.to_string(), "port 8080 to [fd86::1]:25");
+        let refused = |text: &str, ours: &[IpAddr]| parse(text).unwrap().inside_target(ours).err();
+        assert_eq!(refused("1:127.0.0.1:80", &[]), Some(Refusal::Local));
+        assert_eq!(refused("1:[::1]:80", &[]), Some(Refusal::Local));
+        let ours = ["10.86.0.2".parse().unwrap()];
+        assert_eq!(refused("1:10.86.0.2:80", &ours), Some(Refusal::Own));
+        assert_eq!(refused("1:10.86.0.1:80", &ours), None);
         assert_eq!(parse("localhost:1:a:2").unwrap().local_listen(), "127.0.0.1:1".parse().unwrap());
         for bad in [
             "",

@@ -10,7 +10,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http_body_util::{Either, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::{Body as _, Bytes, Incoming};
 use hyper::client::conn::http1::SendRequest;
 use hyper::header::{
     CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, MAX_FORWARDS, PROXY_AUTHENTICATE,
@@ -25,7 +25,7 @@ use zeroize::Zeroizing;
 
 use super::auth::Credentials;
 use super::dial::{DialError, Dialer, Outcome};
-use super::gate::Pass;
+use super::gate::Place;
 use super::relay;
 use super::target::{Refusal, Target};
 use super::upload::{Progress, Upload};
@@ -45,7 +45,7 @@ struct Session {
     dialer: Dialer,
     credentials: Option<Credentials>,
     /// The client's place: whatever outlives the conversation keeps it.
-    pass: Arc<Pass>,
+    place: Arc<Place>,
     /// The connection that the last request went over, to be used again for the same host.
     upstream: Mutex<Option<(Target, SendRequest<Upload>)>>,
 }
@@ -56,10 +56,10 @@ pub(super) async fn serve(
     from: SocketAddr,
     dialer: Dialer,
     credentials: Option<Credentials>,
-    pass: Pass,
+    place: Place,
 ) {
-    let pass = Arc::new(pass);
-    let session = Arc::new(Session { from, dialer, credentials, pass, upstream: Mutex::new(None) });
+    let place = Arc::new(place);
+    let session = Arc::new(Session { from, dialer, credentials, place, upstream: Mutex::new(None) });
     let service = service_fn(move |request| {
         let session = Arc::clone(&session);
         async move { Ok::<_, Infallible>(session.answer(request).await) }
@@ -77,6 +77,13 @@ pub(super) async fn serve(
     }
 }
 
+/// Says to who finds every place taken that it is so, as well as that can be said to who has not asked yet.
+pub(super) fn turn_away(client: TcpStream) {
+    const FULL: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 5\r\n\
+                          Content-Type: text/plain; charset=utf-8\r\n\r\nadit: there are too many connections\n";
+    let _ = client.into_std().and_then(|mut client| std::io::Write::write_all(&mut client, FULL));
+}
+
 impl Session {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         if !self.admits(request.headers()) {
@@ -86,12 +93,15 @@ impl Session {
             response.headers_mut().insert(PROXY_AUTHENTICATE, challenge);
             return response;
         }
+        if !self.place.come_in() {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "there are too many connections");
+        }
         let result = match *request.method() {
             Method::CONNECT => self.connect(request).await,
             _ => self.forward(request).await,
         };
         result.unwrap_or_else(|failure| {
-            tracing::info!(from = %self.from, "HTTP request failed: {}", failure.text);
+            tracing::debug!(from = %self.from, "HTTP request failed: {}", failure.text);
             text(failure.status, &failure.text)
         })
     }
@@ -115,7 +125,7 @@ impl Session {
         if authority.as_str().contains('@') {
             return Err(Failure::bad("CONNECT names a user"));
         }
-        check_hosts(request.headers())?;
+        check_hosts(&request)?;
         let empty = |value: &HeaderValue| value.as_bytes() == b"0";
         let headers = request.headers();
         if headers.contains_key(TRANSFER_ENCODING) || !headers.get_all(CONTENT_LENGTH).iter().all(empty) {
@@ -123,9 +133,9 @@ impl Session {
         }
         let target = Target::new(authority.host(), port)?;
         let remote = self.dialer.connect(&target).await?;
-        let (from, pass) = (self.from, Arc::clone(&self.pass));
+        let (from, place) = (self.from, Arc::clone(&self.place));
         tokio::spawn(async move {
-            let _pass = pass;
+            let _place = place;
             let upgraded = match hyper::upgrade::on(request).await {
                 Ok(upgraded) => upgraded,
                 Err(error) => return tracing::debug!(%from, "CONNECT came to nothing: {error}"),
@@ -150,7 +160,7 @@ impl Session {
     async fn forward(&self, mut request: Request<Incoming>) -> Result<Response<Body>, Failure> {
         let target = absolute_target(request.uri())?;
         check_framing(request.headers())?;
-        check_hosts(request.headers())?;
+        check_hosts(&request)?;
         if *request.method() == Method::TRACE {
             // It would show the server's view of the request to whoever made the browser ask.
             return Err(Failure {
@@ -173,6 +183,10 @@ impl Session {
                 text: format!("{target} did not answer in {} s", ANSWER.as_secs()),
             }),
         };
+        if !is_chunked_or_plain(response.headers()) {
+            // Passed on without its label it would be taken for the page itself.
+            return Err(Failure::upstream("answers in a transfer coding that is not passed on"));
+        }
         let upgrade = upgrade_of(response.headers());
         if response.headers().contains_key(TRANSFER_ENCODING) {
             // Of two lengths the chunks are right (RFC 9112 section 6.3); the other would cut the answer off.
@@ -186,9 +200,9 @@ impl Session {
                 return Err(Failure::upstream("switched to a protocol that nobody asked for"));
             };
             let server = hyper::upgrade::on(&mut response);
-            let pass = Arc::clone(&self.pass);
+            let place = Arc::clone(&self.place);
             tokio::spawn(async move {
-                let _pass = pass;
+                let _place = place;
                 if let (Ok(client), Ok(server)) = tokio::join!(client, server) {
                     let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
                     let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
@@ -203,6 +217,9 @@ impl Session {
     /// Sends over the connection of the request before when it leads to the same host and is still open.
     async fn send(&self, target: &Target, request: Request<Upload>) -> Result<Response<Incoming>, Failure> {
         let broken = |error: &hyper::Error| {
+            if error.is_user() {
+                return Failure::bad("the body of the request is malformed, or broke off");
+            }
             let text = if error.is_parse() { "its answer is not HTTP" } else { "the connection broke" };
             Failure { status: StatusCode::BAD_GATEWAY, text: format!("{target}: {text} ({error})") }
         };
@@ -211,6 +228,7 @@ impl Session {
         if let Some((_, mut sender)) = kept
             && sender.ready().await.is_ok()
         {
+            let again = copy_of_harmless(&request);
             match sender.try_send_request(request).await {
                 Ok(response) => {
                     *self.upstream.lock().await = Some((target.clone(), sender));
@@ -219,7 +237,11 @@ impl Session {
                 Err(mut error) => match error.take_message() {
                     // It had closed meanwhile; nothing of the request was sent.
                     Some(unsent) => request = unsent,
-                    None => return Err(broken(error.error())),
+                    // Or closes in this moment, perhaps without having seen it (RFC 9112 section 9.3.1).
+                    None => match again.filter(|_| !error.error().is_parse()) {
+                        Some(again) => request = again,
+                        None => return Err(broken(error.error())),
+                    },
                 },
             }
         }
@@ -292,7 +314,10 @@ fn absolute_target(uri: &Uri) -> Result<Target, Failure> {
             // What is no number is not taken for none.
             let port = match authority.as_str().rsplit_once(':').filter(|(_, port)| !port.ends_with(']')) {
                 Some((_, "")) | None => 80,
-                Some((_, port)) => port.parse().map_err(|_| Failure::bad("the port is no port"))?,
+                Some((_, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
+                    port.parse().map_err(|_| Failure::bad("the port is no port"))?
+                }
+                Some(_) => return Err(Failure::bad("the port is no port")),
             };
             Ok(Target::new(authority.host(), port)?)
         }
@@ -305,7 +330,7 @@ fn absolute_target(uri: &Uri) -> Result<Target, Failure> {
 /// A body has one length, and one way to say it.
 fn check_framing(headers: &HeaderMap) -> Result<(), Failure> {
     let codings: Vec<_> = headers.get_all(TRANSFER_ENCODING).iter().collect();
-    if codings.len() > 1 || codings.iter().any(|it| !it.as_bytes().eq_ignore_ascii_case(b"chunked")) {
+    if !is_chunked_or_plain(headers) {
         return Err(Failure::bad("the only transfer coding that is passed on is chunked"));
     }
     if !codings.is_empty() && headers.contains_key(CONTENT_LENGTH) {
@@ -314,12 +339,33 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Failure> {
     Ok(())
 }
 
+fn is_chunked_or_plain(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let chunked = |it: &HeaderValue| it.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(chunked) && codings.next().is_none()
+}
+
 /// Whoever reads two hosts may take the other one (RFC 9112 section 3.2).
-fn check_hosts(headers: &HeaderMap) -> Result<(), Failure> {
-    match headers.get_all(HOST).iter().count() {
+fn check_hosts<B>(request: &Request<B>) -> Result<(), Failure> {
+    match request.headers().get_all(HOST).iter().count() {
+        0 if request.version() >= Version::HTTP_11 => Err(Failure::bad("a request without Host")),
         0 | 1 => Ok(()),
         _ => Err(Failure::bad("a request with more than one Host")),
     }
+}
+
+/// The same request once more, when to ask twice is as good as once and it has no body.
+fn copy_of_harmless(request: &Request<Upload>) -> Option<Request<Upload>> {
+    let harmless = matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
+    if !harmless || !request.body().is_end_stream() || request.headers().contains_key(UPGRADE) {
+        return None;
+    }
+    let mut copy = Request::new(Upload::nothing());
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
 }
 
 /// Counts one proxy on the way of OPTIONS; whether it may go on (RFC 9110 section 7.6.2).
@@ -337,18 +383,20 @@ fn count_forward(headers: &mut HeaderMap) -> Result<bool, Failure> {
 
 /// The protocol to switch to, when `Connection` says that `Upgrade` is meant for us.
 fn upgrade_of(headers: &HeaderMap) -> Option<HeaderValue> {
-    let meant = tokens(headers).any(|token| token.eq_ignore_ascii_case("upgrade"));
+    let meant = tokens(headers).any(|token| token.eq_ignore_ascii_case(b"upgrade"));
     meant.then(|| headers.get(UPGRADE).cloned()).flatten()
 }
 
-fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &str> {
-    let lists = headers.get_all(CONNECTION).iter().filter_map(|value| value.to_str().ok());
-    lists.flat_map(|list| list.split(',')).map(str::trim)
+/// What `Connection` names. A byte that means nothing spoils its own token and no other.
+fn tokens(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
+    let lists = headers.get_all(CONNECTION).iter().map(HeaderValue::as_bytes);
+    lists.flat_map(|list| list.split(|byte| *byte == b',')).map(<[u8]>::trim_ascii)
 }
 
 /// Takes out what is for one connection only (RFC 9110 section 7.6.1).
 fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = tokens(headers).filter_map(|token| token.parse().ok()).collect();
+    let named: Vec<HeaderName> =
+        tokens(headers).filter_map(|token| HeaderName::from_bytes(token).ok()).collect();
     for name in named {
         headers.remove(name);
     }
@@ -416,6 +464,7 @@ mod tests {
         assert_eq!(target("http://web.example:/"), Ok(Target::new("web.example", 80).unwrap()));
         assert_eq!(target("http://[2001:db8::1]/"), Ok(Target::new("2001:db8::1", 80).unwrap()));
         assert_eq!(target("http://web.example:99999/"), Err(400), "not port 80");
+        assert_eq!(target("http://web.example:+8000/"), Err(400));
         for forbidden in ["http://mail.example:25/", "http://localhost/"] {
             assert_eq!(target(forbidden), Err(403), "{forbidden}");
         }
@@ -455,5 +504,51 @@ mod tests {
         ]);
         strip(&mut lines);
         assert_eq!(lines, headers(&[("accept", "*/*")]));
+        let mut odd = headers(&[("x-secret", "1"), ("accept", "*/*")]);
+        odd.insert(CONNECTION, HeaderValue::from_bytes(b"close, x-secret, \xe9").unwrap());
+        strip(&mut odd);
+        assert_eq!(odd, headers(&[("accept", "*/*")]), "a byte beyond ASCII spoils nothing else");
+    }
+
+    #[test]
+    fn one_transfer_coding_is_known_and_the_rest_is_not_passed_on_without_its_label() {
+        let known = |lines: &[(&str, &str)]| is_chunked_or_plain(&headers(lines));
+        assert!(known(&[]) && known(&[("transfer-encoding", "Chunked")]));
+        for bad in ["gzip", "gzip, chunked", "identity", ""] {
+            assert!(!known(&[("transfer-encoding", bad)]), "{bad:?}");
+        }
+        assert!(!known(&[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")]));
+    }
+
+    #[test]
+    fn a_request_names_one_host_and_the_old_version_may_name_none() {
+        let verdict = |version: Version, hosts: &[&str]| {
+            let mut request = Request::new(());
+            *request.version_mut() = version;
+            for host in hosts {
+                request.headers_mut().append(HOST, host.parse().unwrap());
+            }
+            check_hosts(&request).is_ok()
+        };
+        assert!(verdict(Version::HTTP_11, &["a"]) && verdict(Version::HTTP_10, &[]));
+        assert!(!verdict(Version::HTTP_11, &[]) && !verdict(Version::HTTP_11, &["a", "a"]));
+    }
+
+    #[test]
+    fn only_what_may_be_asked_twice_is_asked_again() {
+        let copied = |method: &str, header: &'static str| {
+            let mut request = Request::new(Upload::nothing());
+            *request.method_mut() = method.parse().unwrap();
+            *request.uri_mut() = "/path?query".parse().unwrap();
+            request.headers_mut().insert(header, HeaderValue::from_static("1"));
+            let copy = copy_of_harmless(&request)?;
+            assert_eq!((copy.method(), copy.uri()), (request.method(), request.uri()));
+            assert_eq!(copy.headers(), request.headers());
+            Some(())
+        };
+        assert!(copied("GET", "x-a").is_some() && copied("HEAD", "x-a").is_some());
+        for (method, header) in [("POST", "x-a"), ("PUT", "x-a"), ("DELETE", "x-a"), ("GET", "upgrade")] {
+            assert!(copied(method, header).is_none(), "{method} {header}");
+        }
     }
 }

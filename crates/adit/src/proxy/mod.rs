@@ -36,7 +36,7 @@ pub use self::forward::Forward;
 
 use self::auth::Credentials;
 use self::dial::Dialer;
-use self::gate::{Gate, Pass};
+use self::gate::{Gate, Place};
 use crate::config::wgquick::{Hooks, WgQuick};
 use crate::config::{ClientFlags, ClientSettings, Layers};
 use crate::daemon;
@@ -141,7 +141,8 @@ async fn serve(
         doors.push((bind(address, "--http").await?, Door::Http));
     }
     for forward in &args.local {
-        let target = forward.inside_target().map_err(|error| anyhow!("-L {forward}: {error}"))?;
+        let ours: Vec<_> = file.interface.addresses.iter().map(|it| it.addr()).collect();
+        let target = forward.inside_target(&ours).map_err(|error| anyhow!("-L {forward}: {error}"))?;
         doors.push((bind(forward.local_listen(), "-L").await?, Door::Port(target)));
     }
     let tunnel = Tunnel::open_with(file, settings)?;
@@ -157,9 +158,13 @@ async fn serve(
         tracing::info!("inside: {forward}");
         tokio::spawn(forward::inward(listener, forward.clone(), gate.clone()));
     }
+    let dialer = dialer.keep_off(file.peers.iter().flat_map(|peer| &peer.inside_api).copied());
     for (listener, door) in doors {
         let address = listener.local_addr()?;
-        tracing::info!("{} on {address}", door.name());
+        match &door {
+            Door::Port(target) => tracing::info!("-L {address} leads to {target}"),
+            door => tracing::info!("{} on {address}", door.name()),
+        }
         tokio::spawn(attend(listener, door, dialer.clone(), credentials.clone(), gate.clone()));
     }
     if tunnel.wait_until_up().await.is_err() {
@@ -193,11 +198,11 @@ enum Door {
 }
 
 impl Door {
-    fn name(&self) -> String {
+    fn name(&self) -> &'static str {
         match self {
-            Self::Socks => "SOCKS5".to_owned(),
-            Self::Http => "HTTP".to_owned(),
-            Self::Port(target) => format!("{target}"),
+            Self::Socks => "SOCKS5",
+            Self::Http => "HTTP",
+            Self::Port(_) => "-L",
         }
     }
 }
@@ -227,18 +232,30 @@ async fn attend(
 ) {
     loop {
         let (client, from) = match listener.accept().await {
-            Ok(accepted) => accepted,
+            // A listener for both versions writes IPv4 in a way of its own.
+            Ok((client, from)) => (client, SocketAddr::new(from.ip().to_canonical(), from.port())),
             Err(error) => {
                 tracing::warn!("cannot accept: {error}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let Some(pass) = gate.enter() else {
+        // `-L` asks for no password.
+        let asks = credentials.is_some() && !matches!(door, Door::Port(_));
+        let place = if asks { None } else { gate.place_inside() };
+        if !asks && place.is_none() {
             tracing::debug!(%from, "turned away: there are too many connections");
+            if matches!(door, Door::Http) {
+                http::turn_away(client);
+            }
             continue;
-        };
-        tokio::spawn(one(client, from, door.clone(), dialer.clone(), credentials.clone(), pass));
+        }
+        let (door, dialer, credentials) = (door.clone(), dialer.clone(), credentials.clone());
+        let serve = |place| one(client, from, door, dialer, credentials, place);
+        match place {
+            Some(place) => drop(tokio::spawn(serve(place))),
+            None => gate.receive(from.ip(), serve),
+        }
     }
 }
 
@@ -248,12 +265,12 @@ fn one(
     door: Door,
     dialer: Dialer,
     credentials: Option<Credentials>,
-    pass: Pass,
+    place: Place,
 ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
     match door {
-        Door::Socks => Box::pin(socks::serve(client, from, dialer, credentials, pass)),
-        Door::Http => Box::pin(http::serve(client, from, dialer, credentials, pass)),
-        Door::Port(target) => Box::pin(forward::outward(client, from, dialer, target, pass)),
+        Door::Socks => Box::pin(socks::serve(client, from, dialer, credentials, place)),
+        Door::Http => Box::pin(http::serve(client, from, dialer, credentials, place)),
+        Door::Port(target) => Box::pin(forward::outward(client, from, dialer, target, place)),
     }
 }
 

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::auth::Credentials;
 use super::dial::{DialError, Dialer, Outcome};
-use super::gate::Pass;
+use super::gate::Place;
 use super::target::{Host, Refusal, Target};
 use super::{associate, relay};
 
@@ -68,7 +68,7 @@ pub(super) async fn serve(
     from: SocketAddr,
     dialer: Dialer,
     credentials: Option<Credentials>,
-    _pass: Pass,
+    place: Place,
 ) {
     let asked = timeout(PATIENCE, ask(&mut client, from.ip(), credentials.as_ref())).await;
     let (verb, target) = match asked {
@@ -82,6 +82,11 @@ pub(super) async fn serve(
         }
         Err(_) => return tracing::debug!(%from, "SOCKS client turned away: it says nothing"),
     };
+    if !place.come_in() {
+        tracing::debug!(%from, "turned away: there are too many connections");
+        let _ = answer(&mut client, Reply::GeneralFailure, None).await;
+        return;
+    }
     match verb {
         Verb::Connect => connect(client, from, &dialer, &target).await,
         Verb::Associate => {
@@ -104,7 +109,7 @@ async fn connect(mut client: TcpStream, from: SocketAddr, dialer: &Dialer, targe
             }
         }
         Err(error) => {
-            tracing::info!(%target, "not connected: {error}");
+            tracing::debug!(%from, %target, "not connected: {error}");
             let _ = answer(&mut client, Reply::of(&error), None).await;
         }
     }
@@ -205,9 +210,14 @@ pub(super) async fn answer_failed(client: &mut TcpStream) -> io::Result<()> {
     answer(client, Reply::GeneralFailure, None).await
 }
 
+/// The same, when that is because of the tunnel.
+pub(super) async fn answer_not_dialled(client: &mut TcpStream, error: &DialError) -> io::Result<()> {
+    answer(client, Reply::of(error), None).await
+}
+
 /// Address type, address and port.
 pub(super) fn push_address(message: &mut Vec<u8>, address: SocketAddr) {
-    match address.ip() {
+    match address.ip().to_canonical() {
         IpAddr::V4(address) => {
             message.push(1);
             message.extend(address.octets());

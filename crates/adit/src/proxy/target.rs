@@ -32,6 +32,12 @@ pub(super) enum Refusal {
     /// Mail servers are what open proxies are abused for.
     #[error("port 25 (mail between servers) is refused")]
     Mail,
+    /// What a gateway does for its peers, whose browsers would do it for any page.
+    #[error(
+        "the gateway's inside API is not for what comes by the proxy; -L PORT:ADDRESS:PORT leads to it, and `adit ip` \
+         and `adit bench` ask it"
+    )]
+    InsideApi,
     /// Port 0.
     #[error("port 0 does not exist")]
     NoPort,
@@ -51,7 +57,8 @@ impl Host {
         };
         // Other spellings of addresses, such as 0x7f.1 or 2130706433, end with a number; names do not.
         let last = name.rsplit('.').next().unwrap_or_default();
-        let number = last.starts_with(|first: char| first.is_ascii_digit());
+        let number = last.bytes().all(|byte| byte.is_ascii_digit())
+            || last.strip_prefix("0x").is_some_and(|rest| rest.bytes().all(|byte| byte.is_ascii_hexdigit()));
         if name.len() > 253 || number || !name.split('.').all(label) {
             return Err(Refusal::Malformed);
         }
@@ -90,15 +97,20 @@ impl fmt::Display for Target {
 
 /// Whether an address may be connected to. Private networks may: they are what a VPN is for.
 pub(super) fn check(address: IpAddr, ours: &[IpAddr]) -> Result<(), Refusal> {
-    if ours.contains(&address) {
+    let inner = match address {
+        IpAddr::V6(address) => embedded(address).map(IpAddr::V4),
+        IpAddr::V4(_) => None,
+    };
+    if ours.contains(&address) || inner.is_some_and(|inner| ours.contains(&inner)) {
         return Err(Refusal::Own);
     }
     let local = match address {
         IpAddr::V4(address) => is_local(address),
         IpAddr::V6(address) => {
+            let hidden = matches!(address.segments(), [0x64, 0xff9b, 1, ..] | [0x2001, 0, ..]);
             let link_local = address.is_unicast_link_local() || address.segments()[0] & 0xffc0 == 0xfec0;
             let plain = address.is_loopback() || address.is_unspecified() || address.is_multicast();
-            plain || link_local || embedded(address).is_some_and(is_local)
+            plain || link_local || hidden || embedded(address).is_some_and(is_local)
         }
     };
     if local { Err(Refusal::Local) } else { Ok(()) }
@@ -115,14 +127,13 @@ fn is_local(address: Ipv4Addr) -> bool {
 }
 
 /// The IPv4 address that a gateway on the way would make of an IPv6 address: mapped, compatible, translated
-/// (RFC 6052, RFC 8215) or 6to4 (RFC 3056).
+/// (RFC 6052) or 6to4 (RFC 3056).
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let last = |bytes: [u8; 16]| Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
     match address.segments() {
         [0, 0, 0, 0, 0, 0xffff | 0, ..]
         | [0, 0, 0, 0, 0xffff, 0, ..]
-        | [0x64, 0xff9b, 0, 0, 0, 0, ..]
-        | [0x64, 0xff9b, 1, ..] => Some(last(address.octets())),
+        | [0x64, 0xff9b, 0, 0, 0, 0, ..] => Some(last(address.octets())),
         [0x2002, high, low, ..] => {
             let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
             Some(Ipv4Addr::new(a, b, c, d))
@@ -139,9 +150,26 @@ mod tests {
     fn names_and_addresses_are_told_apart_and_the_rest_refused() {
         assert_eq!(Host::parse("Web.Example."), Ok(Host::Name("web.example".into())));
         assert_eq!(Host::parse("[2001:db8::1]"), Ok(Host::Address("2001:db8::1".parse().unwrap())));
+        for text in ["3dprinter", "nas.3com", "0xbeer", "web.0day"] {
+            assert_eq!(Host::parse(text), Ok(Host::Name(text.into())));
+        }
         assert_eq!(Host::parse("192.0.2.1"), Ok(Host::Address("192.0.2.1".parse().unwrap())));
-        let malformed =
-            ["", ".", "a b", "a\r\nb", "a\0b", "a/b", "a@b", "é.example", "0x7f.1", "2130706433", "127.1"];
+        let malformed = [
+            "",
+            ".",
+            "a b",
+            "a\r\nb",
+            "a\0b",
+            "a/b",
+            "a@b",
+            "é.example",
+            "0x7f.1",
+            "2130706433",
+            "127.1",
+            "0x7f000001",
+            "1.0x",
+            "0177.0.0.0x1",
+        ];
         for text in malformed {
             assert_eq!(Host::parse(text), Err(Refusal::Malformed), "{text:?}");
         }
@@ -162,6 +190,8 @@ mod tests {
             "fd86::1",
             "2001:db8::1",
             "64:ff9b::cb00:7150",
+            "::ffff:10.86.0.3",
+            "2001:1::1",
         ] {
             assert_eq!(verdict(good), Ok(()), "{good}");
         }
@@ -184,15 +214,21 @@ mod tests {
             "::127.0.0.1",
             "64:ff9b::7f00:1",
             "64:ff9b::a9fe:a9fe",
-            "64:ff9b:1::7f00:1",
             "2002:7f00:1::",
             "::ffff:0:127.0.0.1",
+            // Where the inner address is depends on who translates (RFC 8215), or is blurred (Teredo, RFC 4380).
+            "64:ff9b:1::7f00:1",
+            "64:ff9b:1:7f00:0:100::",
+            "2001:0:4136:e378:8000:63bf:80ff:fffe",
         ];
         for bad in local {
             assert_eq!(verdict(bad), Err(Refusal::Local), "{bad}");
         }
         assert_eq!(verdict("10.86.0.2"), Err(Refusal::Own));
         assert_eq!(verdict("fd86::2"), Err(Refusal::Own));
+        for ours in ["::ffff:10.86.0.2", "64:ff9b::a56:2", "2002:a56:2::1"] {
+            assert_eq!(verdict(ours), Err(Refusal::Own), "{ours}");
+        }
     }
 
     #[test]

@@ -39,13 +39,18 @@ impl Progress {
 /// A body whose progress is noted.
 #[derive(Debug)]
 pub(super) struct Upload<B = Incoming> {
-    body: B,
+    /// `None` is no body.
+    body: Option<B>,
     progress: Progress,
 }
 
 impl<B> Upload<B> {
     pub(super) fn new(body: B, progress: Progress) -> Self {
-        Self { body, progress }
+        Self { body: Some(body), progress }
+    }
+
+    pub(super) fn nothing() -> Self {
+        Self { body: None, progress: Progress::default() }
     }
 }
 
@@ -57,7 +62,8 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        let polled = Pin::new(&mut self.body).poll_frame(context);
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let polled = Pin::new(body).poll_frame(context);
         if polled.is_ready() {
             self.progress.made();
         }
@@ -65,11 +71,11 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Upload<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.body.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or(SizeHint::with_exact(0), Body::size_hint)
     }
 }
 

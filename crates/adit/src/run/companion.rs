@@ -31,6 +31,8 @@ const IDLE: Duration = Duration::from_secs(5);
 /// Carries the packets of the command until it ends.
 pub fn serve(beside: Beside, options: &RunOptions) -> ExitCode {
     daemon::forbid_core_dumps();
+    // The caller ends when this is closed, and what went wrong is to be read by then.
+    let _until_it_is_said = beside.caller.try_clone();
     match carry(beside, options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
