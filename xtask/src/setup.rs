@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::program::{cargo, find, is_root, succeeds, works};
+use crate::program::{cargo, find, is_root, root, succeeds, works};
 
 /// Programs (or files, by their full name), any of which will do, and the package that has the first.
 struct Need {
@@ -40,6 +40,9 @@ const TEST: &[Need] = &[
     need(&["openssl"], "openssl"),
     need(&["resolvconf", "resolvectl"], "openresolv"),
     need(&["/usr/lib/python3/dist-packages/prometheus_client/parser.py"], "python3-prometheus-client"),
+    need(&["dbus-daemon"], "dbus-daemon"),
+    need(&["busctl"], "systemd"),
+    need(&["chattr"], "e2fsprogs"),
     need(&["socat"], "socat"),
     need(&["systemd-analyze"], "systemd"),
     need(&["tinyproxy"], "tinyproxy"),
@@ -67,6 +70,50 @@ const DIST: &[Need] = &[
     need(&["musl-gcc"], "musl-tools"),
 ];
 
+/// Services that the tests run by themselves. Installing them would change the name servers, or the network, of this
+/// machine, so they are only unpacked, with what else they need, below `target/unpacked`.
+struct Unpacked {
+    programs: &'static [&'static str],
+    package: &'static str,
+}
+
+const UNPACKED: &[Unpacked] = &[
+    Unpacked {
+        programs: &["usr/lib/systemd/systemd-resolved", "lib/systemd/systemd-resolved"],
+        package: "systemd-resolved",
+    },
+    Unpacked { programs: &["usr/sbin/NetworkManager"], package: "network-manager" },
+];
+
+impl Unpacked {
+    fn unpack(&self) -> Result<()> {
+        let place = root().join("target/unpacked").join(self.package);
+        let is_in = |place: &Path| self.programs.iter().any(|it| place.join(it).exists());
+        if is_in(Path::new("/")) || is_in(&place) {
+            return Ok(());
+        }
+        std::fs::create_dir_all(&place)?;
+        println!("unpacking {} into {}", self.package, place.display());
+        let install = ["--simulate", "install", "--no-install-recommends", self.package];
+        let told = apt().args(install).output()?;
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let names = told.lines().filter_map(|line| line.strip_prefix("Inst ")?.split(' ').next());
+        if !succeeds(apt().arg("download").args(names).current_dir(&place))? {
+            bail!("apt-get could not download {}: see above", self.package);
+        }
+        for file in place.read_dir()?.flatten().map(|it| it.path()) {
+            if file.extension().is_some_and(|it| it == "deb") {
+                succeeds(Command::new("dpkg-deb").arg("--extract").arg(&file).arg(&place))?;
+                std::fs::remove_file(&file)?;
+            }
+        }
+        match is_in(&place) {
+            true => Ok(()),
+            false => bail!("{} has no {}", self.package, self.programs[0]),
+        }
+    }
+}
+
 /// Installs all that is missing.
 pub fn run() -> Result<bool> {
     for_tests()?;
@@ -87,6 +134,9 @@ pub fn for_bench(openvpn: bool) -> Result<()> {
 /// Installs what the build and the tests need.
 pub fn for_tests() -> Result<()> {
     install(&missing(&[BUILD, DEMO, TEST]))?;
+    for service in UNPACKED {
+        service.unpack()?;
+    }
     for extra in missing(&[EXTRA]) {
         if let Err(error) = install(&[extra]) {
             println!("going on without {extra}: {error}");

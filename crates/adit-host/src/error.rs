@@ -1,6 +1,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::bus::BusError;
+
 /// Why the host could not be changed or put back: what happened, why, and what to do next.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -65,6 +67,12 @@ pub enum HostError {
          which hides it"
     )]
     NoGroups { root: &'static str },
+    /// A service on the system bus did not do what it was asked.
+    #[error(
+        "cannot {doing}: {service} did not do it: {said}. See what it says (journalctl -u {service}); if it does not \
+         run, make /etc/resolv.conf a plain file, and adit writes that itself"
+    )]
+    ServiceFailed { doing: String, service: &'static str, said: String },
 
     /// A plan names a sysctl that cannot be one.
     #[error("{key:?} is not a sysctl key. Write it like net.ipv4.ip_forward")]
@@ -128,6 +136,18 @@ impl HostError {
                 HostError::Kernel { doing, source, next: ". The interface is down: bring it up first" }
             }
             _ => HostError::Kernel { doing, source, next: "" },
+        }
+    }
+
+    pub(crate) fn bus(doing: String, service: &'static str, error: BusError) -> HostError {
+        match error {
+            BusError::Io(source) if source.kind() == io::ErrorKind::PermissionDenied => {
+                HostError::PermissionDenied { doing }
+            }
+            BusError::Refused { name, .. } if name == "org.freedesktop.DBus.Error.AccessDenied" => {
+                HostError::PermissionDenied { doing }
+            }
+            error => HostError::ServiceFailed { doing, service, said: error.to_string() },
         }
     }
 

@@ -12,6 +12,7 @@
 //! and may be called from inside or outside an async runtime.
 
 mod address;
+mod bus;
 mod client;
 mod dns;
 mod error;

@@ -1,6 +1,8 @@
 //! Real changes to a real kernel, each test in network and mount namespaces of its own.
 
 mod block;
+mod dns;
+mod faults;
 mod host;
 
 use std::env;
