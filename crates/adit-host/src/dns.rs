@@ -2,7 +2,7 @@
 //! order; each only where resolv.conf shows that programs really ask it.
 
 mod file;
-mod network_manager;
+mod networkmanager;
 mod resolvconf;
 mod resolved;
 
@@ -66,7 +66,7 @@ pub(crate) fn prepare(dns: &Dns) -> Result<Option<MadeDns>, HostError> {
     let dns = dns.clone();
     Ok(Some(match Backend::choose(&Facts::gather()) {
         Backend::Resolved => MadeDns::Resolved { dns },
-        Backend::NetworkManager => MadeDns::NetworkManager { old: network_manager::settings(&dns)?, dns },
+        Backend::NetworkManager => MadeDns::NetworkManager { old: networkmanager::settings(&dns)?, dns },
         Backend::Resolvconf => MadeDns::Resolvconf { name: resolvconf::name(&dns.link), dns },
         Backend::File => file::look_at(Path::new(RESOLV_CONF), &dns)?,
     }))
@@ -75,7 +75,7 @@ pub(crate) fn prepare(dns: &Dns) -> Result<Option<MadeDns>, HostError> {
 pub(crate) fn make(made: &MadeDns) -> Result<(), HostError> {
     match made {
         MadeDns::Resolved { dns } => resolved::make(dns),
-        MadeDns::NetworkManager { dns, .. } => network_manager::make(dns),
+        MadeDns::NetworkManager { dns, .. } => networkmanager::make(dns),
         MadeDns::Resolvconf { dns, name } => resolvconf::make(name, &file::text(dns)),
         MadeDns::File { path, old, ours } => file::make(path, old, ours),
     }
@@ -84,7 +84,7 @@ pub(crate) fn make(made: &MadeDns) -> Result<(), HostError> {
 pub(crate) fn undo(made: &MadeDns) -> Result<Outcome, HostError> {
     match made {
         MadeDns::Resolved { dns } => resolved::undo(dns),
-        MadeDns::NetworkManager { dns, old } => network_manager::undo(dns, old),
+        MadeDns::NetworkManager { dns, old } => networkmanager::undo(dns, old),
         MadeDns::Resolvconf { name, .. } => resolvconf::undo(name),
         MadeDns::File { path, old, ours } => file::undo(path, old, ours),
     }
@@ -124,7 +124,7 @@ impl Facts {
                 .map(|it| String::from_utf8_lossy(&it).into_owned())
                 .unwrap_or_default(),
             resolved: has(resolved::SERVICE),
-            network_manager: has(network_manager::SERVICE),
+            network_manager: has(networkmanager::SERVICE),
             resolvconf: program::find("resolvconf").is_some(),
         }
     }

@@ -131,9 +131,9 @@ fn is_local(address: Ipv4Addr) -> bool {
 fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let last = |bytes: [u8; 16]| Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
     match address.segments() {
-        [0, 0, 0, 0, 0, 0xffff | 0, ..]
-        | [0, 0, 0, 0, 0xffff, 0, ..]
-        | [0x64, 0xff9b, 0, 0, 0, 0, ..] => Some(last(address.octets())),
+        [0, 0, 0, 0, 0, 0xffff | 0, ..] | [0, 0, 0, 0, 0xffff, 0, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => {
+            Some(last(address.octets()))
+        }
         [0x2002, high, low, ..] => {
             let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
             Some(Ipv4Addr::new(a, b, c, d))
