@@ -5,10 +5,11 @@ mod common;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use adit_lab::{Content, Host};
+use adit_lab::{Content, Host, Process};
 
+use common::SOON;
 use common::internet::{
-    GATEWAY, INSIDE, Internet, admit, init, peer_status, start_gateway, stop_gateway, succeed,
+    GATEWAY, INSIDE, Internet, adit, admit, init, peer_status, start_gateway, stop_gateway, succeed,
 };
 
 fn received_bytes(host: &Host, interface: &str) -> u64 {
@@ -75,6 +76,75 @@ fn a_download_goes_on_when_the_way_grows_narrow_without_a_word() {
     net.router.drop_nothing().unwrap();
     assert_eq!(probing.ping(INSIDE, 2).unwrap(), 2);
     assert_eq!(net.seen_from(probing)[0], GATEWAY);
+    stop_gateway(gateway);
+}
+
+/// One transfer while the way grows narrow: how long it stalled, and that it came to its end.
+fn transfer_through_a_narrowing(
+    net: &Internet,
+    mut transfer: Process,
+    content: Content,
+    receiver: (&Host, &str),
+) -> Duration {
+    thread::sleep(Duration::from_millis(1_500));
+    net.router.drop_udp_larger_than(NARROW).unwrap();
+    let narrowed = Instant::now();
+    let stall = longest_stall(receiver.0, receiver.1, Duration::from_secs(8));
+    let report: serde_json::Value =
+        serde_json::from_str(&transfer.finish(Duration::from_secs(40)).unwrap()).unwrap();
+    println!("{} ms stalled, {} ms to the end", stall.as_millis(), narrowed.elapsed().as_millis());
+    assert_eq!(report["sha256"], content.sha256(), "{report}");
+    assert_eq!(report["resumed"], 0, "one connection was enough: {report}");
+    net.router.drop_nothing().unwrap();
+    stall
+}
+
+/// Packets cross the cables one by one, as on real ones; else the router would take a run of them for one large packet.
+fn without_offloads(hosts: &[&Host]) {
+    for host in hosts {
+        let links = host.ip_json(["link"]).unwrap();
+        let names = links.as_array().unwrap().iter().map(|it| it["ifname"].as_str().unwrap());
+        for name in names.filter(|it| *it != "lo") {
+            let off = ["gso", "off", "tso", "off", "gro", "off", "tx-udp-segmentation", "off"];
+            host.exec(["ethtool", "-K", name].into_iter().chain(off)).unwrap();
+        }
+    }
+}
+
+/// What comes after the stall at 2 MB/s is over in 6 s.
+#[test]
+fn a_transfer_in_either_direction_resumes_on_a_narrow_way_and_comes_to_its_end() {
+    let net = Internet::new("mtuboth", 1);
+    let client = &net.clients[0];
+    without_offloads(&[client, &net.router, &net.gateway, &net.web]);
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &["--suite", "aes-256-gcm"]);
+    let is_right =
+        |found: Option<u64>| found.is_some_and(|it| (1_200..=u64::from(NARROW) - 60).contains(&it));
+
+    succeed(client, &["up", &file]);
+    let content = Content { seed: 8, bytes: 14_000_000 };
+    let download = net.start_download(client, content, 2_000);
+    let stall = transfer_through_a_narrowing(&net, download, content, (client, "tun-0"));
+    assert!(stall < Duration::from_secs(5), "{stall:?}");
+    let found = peer_status(&net.gateway, "tun-0")["path_mtu_bytes"].as_u64();
+    assert!(is_right(found), "{found:?}");
+    succeed(client, &["down"]);
+
+    succeed(client, &["up", &file]);
+    let mut server = client.agent(["http-server", "--listen", "10.86.0.2:8080"]).spawn().unwrap();
+    server.wait_for_text("listening", SOON).unwrap();
+    let url = format!("http://10.86.0.2:8080/file?bytes={}&seed={}&kbps=2000", content.bytes, content.seed);
+    let upload =
+        net.gateway.agent(["http-get", "--sha256", "--patience-seconds", "25", &url]).spawn().unwrap();
+    server.wait_for_text("/file", SOON).unwrap();
+    let stall = transfer_through_a_narrowing(&net, upload, content, (&net.gateway, "adit0"));
+    assert!(stall < Duration::from_secs(5), "{stall:?}");
+    let status = adit(client, &["status", "--json"]).json().unwrap();
+    let found = status["peers"][0]["path_mtu_bytes"].as_u64();
+    assert!(is_right(found), "{found:?}");
+    succeed(client, &["down"]);
     stop_gateway(gateway);
 }
 
