@@ -101,6 +101,13 @@ pub fn run(home: &Home, args: &BenchArgs) -> anyhow::Result<ExitCode> {
 fn tunnel(home: &Home, interface: Option<&str>) -> anyhow::Result<Report> {
     let mut reports = status::collect(home, interface)?;
     reports.retain(|report| report.role == Role::Client);
+    if let (Some(name), true) = (interface, reports.is_empty()) {
+        let others = status::collect(home, None).unwrap_or_default();
+        let up: Vec<&str> = others.iter().map(|report| report.interface.as_str()).collect();
+        if !up.is_empty() {
+            bail!("no client's tunnel `{name}` is up here; up: {}", up.join(", "));
+        }
+    }
     let names: Vec<String> = reports.iter().map(|report| report.interface.clone()).collect();
     match (reports.pop(), names.as_slice()) {
         (Some(report), [_]) => Ok(report),

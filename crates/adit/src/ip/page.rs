@@ -15,7 +15,10 @@ pub(super) fn print(page: &Page, only_outside: bool) -> String {
         lines.extend(families.iter().map(|(family, seen)| format!("{family}  {}", address(&seen.seen))));
         lines.push(String::new());
         lines.push(match page.tunnel {
-            "down" if families.iter().all(|(_, seen)| seen.seen.is_none()) => "No tunnel is up.".to_owned(),
+            "down" if families.iter().all(|(_, seen)| seen.seen.is_none()) => {
+                "No tunnel is up, and no service answered: is there a connection, and a name server?"
+                    .to_owned()
+            }
             "down" => "No tunnel is up: this is the address of your own connection.".to_owned(),
             _ => {
                 "This is what the world sees now. Whether a tunnel is up only root can tell: `sudo adit ip`."
@@ -77,12 +80,18 @@ pub(super) fn complaints(page: &Page) -> Vec<String> {
     lines
 }
 
+/// Services that failed alike share a line, also where each reason holds the service's name.
 fn grouped(failures: &[&Failure]) -> String {
-    let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+    let mut groups: Vec<(String, Vec<&str>)> = Vec::new();
     for failure in failures {
-        match groups.iter_mut().find(|(reason, _)| *reason == failure.reason) {
+        let host = failure.service.rsplit_once(':').map_or(failure.service.as_str(), |(host, _)| host);
+        let alike = match host.contains('.') {
+            true => failure.reason.replace(&failure.service, "it").replace(host, "it"),
+            false => failure.reason.clone(),
+        };
+        match groups.iter_mut().find(|(reason, _)| *reason == alike) {
             Some((_, services)) => services.push(&failure.service),
-            None => groups.push((&failure.reason, vec![&failure.service])),
+            None => groups.push((alike, vec![&failure.service])),
         }
     }
     let texts: Vec<String> =
@@ -145,6 +154,12 @@ mod tests {
     #[test]
     fn services_that_failed_are_named_once_for_each_reason() {
         let mut page = page_of(seen(found("198.51.100.2"), None), seen(None, None));
+        let nameless = ["api.example", "ip.example:81"]
+            .map(|service| failure(service, &format!("cannot look up {}", service.trim_end_matches(":81"))));
+        assert_eq!(
+            grouped(&nameless.iter().collect::<Vec<_>>()),
+            "api.example, ip.example:81 (cannot look up it)"
+        );
         page.ipv4.as_mut().unwrap().failures = vec![failure("a", "slow"), failure("b", "odd")];
         page.ipv6.as_mut().unwrap().failures = vec![failure("a", "no way"), failure("b", "no way")];
         assert_eq!(

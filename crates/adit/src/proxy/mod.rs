@@ -89,6 +89,7 @@ pub fn run(home: &Home, args: &ProxyArgs, log: &LogOptions, layers: Layers) -> a
         args.socks5 = Some(SocketAddr::from(([127, 0, 0, 1], 1080)));
     }
     args.refuse_open_doors()?;
+    args.refuse_shared_doors()?;
     let credentials = args.auth.as_ref().map(Credentials::load).transpose()?;
     let file =
         WgQuick::load(&profile::find(home, args.profile.as_deref(), ForVerb("proxy", ""))?, Hooks::Allowed)?;
@@ -120,6 +121,21 @@ impl ProxyArgs {
         }
         if let Some(forward) = self.local.iter().find(|forward| beyond(&forward.local_listen())) {
             bail!("-L {forward} would be open to others, and cannot ask for a password; bind 127.0.0.1");
+        }
+        Ok(())
+    }
+
+    /// One address leads to one place.
+    fn refuse_shared_doors(&self) -> anyhow::Result<()> {
+        let mut asked: Vec<(SocketAddr, String)> = Vec::new();
+        let doors = [("--socks5", self.socks5), ("--http", self.http)];
+        let doors = doors.into_iter().filter_map(|(flag, address)| Some((address?, flag.to_owned())));
+        let forwards = self.local.iter().map(|forward| (forward.local_listen(), format!("-L {forward}")));
+        for (address, flag) in doors.chain(forwards) {
+            if let Some((_, other)) = asked.iter().find(|(taken, _)| *taken == address) {
+                bail!("{other} and {flag} both ask for {address}; give each a port of its own");
+            }
+            asked.push((address, flag));
         }
         Ok(())
     }
@@ -168,10 +184,15 @@ async fn serve(
         tokio::spawn(attend(listener, door, dialer.clone(), credentials.clone(), gate.clone()));
     }
     if tunnel.wait_until_up().await.is_err() {
-        tracing::warn!(
-            "no answer from {} so far; connections are refused until there is one",
-            tunnel.gateway()
-        );
+        match file.peers.iter().any(|peer| peer.endpoint.is_some()) {
+            true => tracing::warn!(
+                "no answer from {} so far; connections are refused until there is one",
+                tunnel.gateway()
+            ),
+            false => tracing::warn!(
+                "the profile names no `Endpoint`, so only the other side can begin; connections are refused until it does"
+            ),
+        }
     }
     daemon::notify_service_manager("READY=1");
     tracing::info!(connections = gate.places(), "proxy ready");
