@@ -84,7 +84,7 @@ pub fn run(home: &Home, args: &JoinArgs) -> anyhow::Result<ExitCode> {
         eprintln!("next: `sudo adit up {name}{flag}`, or `adit run {name}{flag} -- CMD` without root");
         return Ok(ExitCode::SUCCESS);
     }
-    bring_up(home, &name, args.foreground)
+    bring_up(home, &name, args)
 }
 
 fn join(
@@ -187,12 +187,16 @@ fn hide(args: &JoinArgs, text: &str, home: &Home) {
 }
 
 /// `adit up NAME`, in a process whose arguments hold no secret.
-fn bring_up(home: &Home, name: &InterfaceName, foreground: bool) -> anyhow::Result<ExitCode> {
+fn bring_up(home: &Home, name: &InterfaceName, args: &JoinArgs) -> anyhow::Result<ExitCode> {
     let flag = home.flag();
     let program = std::env::current_exe().context("cannot find this program to bring the tunnel up")?;
     let mut up = Command::new(&program);
-    up.args(home.arguments()).args(["up", name.as_str()]);
-    if foreground {
+    up.args(home.arguments()).arg("up").arg(profile::path(home, name));
+    if let Some(variable) = args.url.strip_prefix("env:") {
+        // It holds the URL, and the tunnel lives long.
+        up.env_remove(variable);
+    }
+    if args.foreground {
         let error = up.arg("--foreground").exec();
         bail!("cannot run {}: {error}; run `adit up {name}{flag}`", quote_path(&program));
     }

@@ -6,6 +6,7 @@ mod page;
 mod set;
 
 use std::process::ExitCode;
+use std::time::SystemTime;
 
 use anyhow::{anyhow, bail};
 
@@ -14,6 +15,8 @@ use crate::config::{Config, Document, Layers, Peer, PeerName};
 use crate::control::{self, Changes};
 use crate::events::{Event, EventLog};
 use crate::home::Home;
+use crate::instance::unix_secs;
+use crate::invite::Invites;
 use crate::keys;
 use crate::state::Lock;
 
@@ -27,7 +30,9 @@ pub use self::set::{SetArgs, enable, rename, set};
 /// # Errors
 /// There is no such peer, the file cannot be changed, or a running gateway may still let the peer in.
 pub fn remove(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Result<ExitCode> {
-    remove_from_file(home, name, layers)?;
+    for invite in remove_from_file(home, name, layers)? {
+        eprintln!("revoked the invite for {invite}: {name} joined with it, and could have again");
+    }
     let told = tell_gateways(home);
     told.print();
     if told.failures.is_empty() {
@@ -41,10 +46,12 @@ pub fn remove(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Result<E
     )
 }
 
-fn remove_from_file(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Result<()> {
+/// Removes a peer, and says which invites were taken back for it.
+fn remove_from_file(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Result<Vec<PeerName>> {
     let _lock = Lock::hold(home)?;
     let config = Config::load(home, layers)?;
-    let public_key = keys::public_text(&peer_of(&config, name)?.public_key);
+    let key = peer_of(&config, name)?.public_key;
+    let public_key = keys::public_text(&key);
     let mut document = Document::open(&home.config_file())?;
     if !document.remove_peer(name) {
         let path = home.config_file();
@@ -53,10 +60,15 @@ fn remove_from_file(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Re
             path.display()
         ));
     }
+    let mut invites = Invites::load(home, unix_secs(SystemTime::now()))?;
+    let revoked = invites.revoke_used_by(&key, unix_secs(SystemTime::now()));
+    if !revoked.is_empty() {
+        invites.save()?;
+    }
     document.save()?;
     let removed = Event::Removed { peer: name.to_string(), public_key };
     EventLog::new(home, config.log.events).record(&removed);
-    Ok(())
+    Ok(revoked)
 }
 
 /// What became of a change at the gateways that run.

@@ -31,14 +31,14 @@ pub fn path(home: &Home, name: &InterfaceName) -> PathBuf {
 /// There is none of that name, or none or several to choose from.
 pub fn find(home: &Home, named: Option<&Path>, verb: ForVerb) -> anyhow::Result<PathBuf> {
     let Some(named) = named else { return only(home, verb) };
-    // A file of that very name comes first, so that a path is always a path.
-    let is_bare = named.components().count() == 1 && named.extension().is_none() && !named.exists();
-    if !is_bare {
-        return Ok(named.to_owned());
-    }
-    let names = all(home);
+    // With a `/` or an ending it is a path; what else lies about under the name of a profile does not hide it.
+    let is_bare = named.components().count() == 1 && named.extension().is_none();
+    let names = if is_bare { all(home) } else { Vec::new() };
     if let Some((_, path)) = names.iter().find(|(name, _)| Path::new(name) == named) {
         return Ok(path.clone());
+    }
+    if !is_bare || named.is_file() {
+        return Ok(named.to_owned());
     }
     let wanted = named.to_string_lossy();
     Err(match did_you_mean(&wanted, names.iter().map(|(name, _)| name.as_str())) {

@@ -20,7 +20,7 @@ pub fn run(home: &Home, interface: Option<&str>, json: bool) -> anyhow::Result<E
     if interfaces.is_empty() {
         bail!("nothing is running here, so there is nobody to read a file again");
     }
-    let (mut pages, mut failures) = (Vec::new(), Vec::new());
+    let (mut pages, mut failures, mut silent) = (Vec::new(), Vec::new(), Vec::new());
     for name in interfaces {
         match control::request(home, &name, Verb::Reload) {
             Ok(Answer::Reloaded(changes)) => {
@@ -30,9 +30,14 @@ pub fn run(home: &Home, interface: Option<&str>, json: bool) -> anyhow::Result<E
                 pages.push(json!({"interface": name, "ok": true, "changes": changes}));
             }
             Ok(other) => failures.push((name, format!("to reload it said {other:?}"))),
-            Err(ControlError::NotRunning { .. }) if interface.is_none() => {}
+            Err(ControlError::NotRunning { .. }) if interface.is_none() => silent.push(name),
             Err(error) => failures.push((name, error.to_string())),
         }
+    }
+    if pages.is_empty() {
+        // One that ended while others were asked is nobody's fault; when it was the only one, nothing was reloaded.
+        let ended = |name| (name, "it was killed, so nothing reads the file again; start it anew".to_owned());
+        failures.extend(silent.into_iter().map(ended));
     }
     if json {
         pages.extend(

@@ -101,9 +101,11 @@ impl Storm<'_> {
             let invite = ["invite", &name, "--uses", &uses.to_string(), "--expires", "1h"];
             let Some(url) = self.operate(&mut dice, &invite) else { continue };
             let url = InviteUrl::parse(&url).unwrap();
+            let mut with_it = HashSet::new();
             for _ in 0..uses {
                 let machine = self.join(&url);
                 self.joined.fetch_add(1, SeqCst);
+                with_it.insert(machine.key());
                 live.push(machine);
                 match dice.roll(4) {
                     0 => {
@@ -120,14 +122,21 @@ impl Storm<'_> {
                         while self.name_of(&machine.key()).is_some() {
                             self.operate(&mut dice, &["peer", "rm", &machine.name]);
                         }
+                        let closes_the_invite = with_it.contains(&machine.key());
                         removed.push(machine);
+                        if closes_the_invite {
+                            break;
+                        }
                     }
                     _ => {}
                 }
             }
             if dice.roll(8) == 0 {
                 let refused = ask(&url, &adit::keys::generate_private().unwrap());
-                assert!(refused.is_err(), "the invite {name} was used {uses} times already");
+                assert!(
+                    refused.is_err(),
+                    "the invite {name} was used {uses} times already, or one of its peers removed"
+                );
             }
         }
         (live, removed)

@@ -375,7 +375,7 @@ fn a_client_that_passes_packets_on_keeps_their_connections_to_what_fits() {
     init(&net.gateway);
     let gateway = start_gateway(&net.gateway);
     let file = admit(&net.gateway, "tun-0", client, &[]);
-    succeed(client, &["up", &file]);
+    succeed(client, &["up", "--allow-lan", &file]);
     let has_table = || client.exec(["nft", "list", "tables"]).unwrap().stdout.contains("adit_mss_tun-0");
     assert!(!has_table(), "this host passes nothing on");
 

@@ -1,12 +1,12 @@
 //! systemd-resolved, by its interface on the system bus (org.freedesktop.resolve1(5)): the tunnel's servers belong to
 //! its link, and `~.` sends every name to them.
 
-use std::fs;
 use std::net::IpAddr;
 
 use crate::bus::{Bus, BusError, Object, Value};
 use crate::error::HostError;
 use crate::guard::Outcome;
+use crate::link::link_index;
 use crate::plan::Dns;
 
 pub(super) const SERVICE: &str = "org.freedesktop.resolve1";
@@ -68,5 +68,5 @@ fn server(address: IpAddr) -> Value {
 }
 
 fn index_of(link: &str) -> Option<i32> {
-    fs::read_to_string(format!("/sys/class/net/{link}/ifindex")).ok()?.trim().parse().ok()
+    i32::try_from(link_index(link)?).ok()
 }

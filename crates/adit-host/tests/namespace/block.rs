@@ -20,7 +20,8 @@ fn the_kernel_takes_every_shape_of_kill_switch_and_gives_it_back() {
             let before = state();
             let guard = apply(&client_with(block), &host.journal()).unwrap();
             let drops = run("nft", &["list", "ruleset"]).matches("policy drop").count();
-            assert_eq!(drops, if block.is_some() { 4 } else { 0 });
+            // Four chains, and their twins.
+            assert_eq!(drops, if block.is_some() { 8 } else { 0 });
             guard.undo().unwrap();
             assert_same(&before);
         }

@@ -428,6 +428,11 @@ impl Parsed {
                 if header[0] != 0x45 || fragment & !DONT_FRAGMENT != 0 || length != packet.len() {
                     return None;
                 }
+                // A merged packet gets a header of its own: what its receiver would have dropped is not to be mended so.
+                // With a finished checksum this is looked at together with that, when something is to be merged.
+                if unfinished && !Checksum::new().add_bytes(header).is_valid() {
+                    return None;
+                }
                 addresses[..8].copy_from_slice(&header[12..20]);
                 (header[9], 20)
             }

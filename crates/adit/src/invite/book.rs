@@ -132,6 +132,18 @@ impl Standing {
 }
 
 impl Invites {
+    /// Takes back every open invite that the owner of this key joined with, and says for whom they were made: whoever
+    /// still has the URL would come back under a new key.
+    pub fn revoke_used_by(&mut self, key: &PublicKey, now: u64) -> Vec<PeerName> {
+        let used = |invite: &Invite| invite.used.iter().any(|it| it.public_key == *key);
+        let open = self.list.iter_mut().filter(|invite| invite.is_open(now) && used(invite));
+        open.map(|invite| {
+            invite.revoked = Some(now);
+            invite.name.clone()
+        })
+        .collect()
+    }
+
     /// Reads the invites of `home`; those that have been over for long are left out.
     ///
     /// # Errors
@@ -395,6 +407,21 @@ mod tests {
         assert_eq!(invite.standing(9_999), Standing::UsedUp(1_300), "that is why it is over");
         invite.revoked = Some(1_350);
         assert_eq!(invite.standing(1_400), Standing::Revoked(1_350));
+    }
+
+    #[test]
+    fn whoever_is_removed_does_not_come_back_with_an_open_invite() {
+        let (_directory, home) = home();
+        let mut invites = Invites::load(&home, 1_100).unwrap();
+        let (mut of_it, mut used_up) = (an_invite(2, 2), an_invite(3, 1));
+        of_it.used.push(joined(8, 1_050));
+        used_up.used.push(joined(8, 1_050));
+        invites.list = vec![of_it, used_up, an_invite(4, 2)];
+        assert_eq!(invites.revoke_used_by(&PublicKey([9; 32]), 1_100), []);
+        assert!(invites.list[0].is_open(1_100));
+        assert_eq!(invites.revoke_used_by(&PublicKey([8; 32]), 1_100), [invites.list[0].name.clone()]);
+        assert_eq!(invites.list[0].standing(1_100), Standing::Revoked(1_100));
+        assert!(invites.list[2].is_open(1_100), "it is for others");
     }
 
     #[test]

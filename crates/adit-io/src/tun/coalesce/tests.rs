@@ -320,6 +320,21 @@ fn packets_with_unfinished_checksums_merge_with_each_other_and_with_finished_one
             Batch::of(&damaged).write(&mut coalescer, &mut tun);
             let sizes: Vec<_> = writes(&host).iter().map(Vec::len).collect();
             assert_eq!(sizes, [1, 1], "without the word of the sender it is a damaged packet");
+            let mut bytes = [unfinished(&packets[0]), unfinished(&packets[1])];
+            let is_v4 = bytes[0][0] >> 4 == 4;
+            if is_v4 {
+                bytes[0][10] ^= 0x40;
+            }
+            let batch = Batch::of(&bytes);
+            for range in batch.ranges.iter().cloned() {
+                coalescer.push_unfinished(&batch.memory, range);
+            }
+            let report = coalescer.flush(&mut tun, &batch.memory);
+            assert_eq!(
+                (report.packets, report.superpackets),
+                (2, u64::from(!is_v4)),
+                "a damaged header stays so"
+            );
         }
     }
 }
