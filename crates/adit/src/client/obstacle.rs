@@ -230,6 +230,10 @@ impl Client {
         if device.peers.iter().all(|peer| !peer.has_session) {
             self.portal.look(device.fwmark);
         }
+        // A way may be back before anybody has used it.
+        let is_back =
+            |endpoint: &SocketAddr| matches!(adit_host::way_to(endpoint.ip(), device.fwmark), Ok(Some(_)));
+        self.obstacles.retain(|it| !matches!(it, Obstacle::NoRoute { endpoint, .. } if is_back(endpoint)));
         self.show_obstacles();
     }
 
