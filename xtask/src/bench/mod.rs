@@ -13,6 +13,7 @@ mod interruption;
 mod machine;
 mod measure;
 mod options;
+mod product;
 mod programs;
 mod record;
 mod report;
@@ -36,7 +37,7 @@ use record::{Record, Sample};
 use report::Style;
 use tunnel::Tunnel;
 use work::Work;
-use world::World;
+use world::Worlds;
 
 /// Measures, or shows an earlier measurement. `None` is a wrong call, whose reason was printed.
 pub fn run(args: &[&str]) -> Option<Result<bool>> {
@@ -114,14 +115,14 @@ fn measured(options: &Options) -> Result<(Record, bool)> {
     };
     let mut record = if options.append && file.exists() { read(&file)?.continued_by(new)? } else { new };
     let earlier = record.clone();
-    let world = World::new(&programs)?;
-    interruption::guard(world.name())?;
+    let worlds = Worlds::new(&programs)?;
+    interruption::guard(worlds.name())?;
     let started = Instant::now();
     let mut complete = true;
     for run in 0..options.runs {
         for nic in &options.nics {
-            world.set_nic(*nic)?;
-            complete &= measure_all(options, &programs, &world, (run, *nic), (&earlier, &mut record))?;
+            worlds.set_nic(*nic)?;
+            complete &= measure_all(options, &programs, &worlds, (run, *nic), (&earlier, &mut record))?;
         }
         fs::write(&file, format!("{:#}\n", record.to_json()))
             .with_context(|| format!("cannot write {}", file.display()))?;
@@ -133,14 +134,14 @@ fn measured(options: &Options) -> Result<(Record, bool)> {
 fn measure_all(
     options: &Options,
     programs: &Programs,
-    world: &World,
+    worlds: &Worlds,
     (run, nic): (usize, Nic),
     (earlier, record): (&Record, &mut Record),
 ) -> Result<bool> {
     let mut complete = true;
     let mut tunnels = Vec::new();
     for peer in &options.peers {
-        match Tunnel::start(world, programs, *peer) {
+        match Tunnel::start(worlds.of(*peer), programs, *peer) {
             Ok(tunnel) => tunnels.push((*peer, tunnel)),
             Err(error) => {
                 interruption::end_if_interrupted();
@@ -155,6 +156,7 @@ fn measure_all(
             if !options.planned(nic, *peer)(&work) {
                 continue;
             }
+            let world = worlds.of(*peer);
             let bench = Bench { options, programs, world, tunnel, peer: *peer };
             match bench.measure(work) {
                 Ok(values) => {

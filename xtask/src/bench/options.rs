@@ -17,7 +17,7 @@ cargo xtask bench order [SECS]
   --seconds N           seconds of each TCP measurement (3)
   --only WORK,...       some of: tcp udp rtt handshakes peers storm, or one of a group such as udp-64; storm (all of
                         10,000 peers start over while one is active) only when asked for
-  --peers PEER,...      some of: aes chacha wireguard-go openvpn null gotatun none
+  --peers PEER,...      some of: aes chacha aes-tcp wireguard-go openvpn null gotatun none
                         (all but gotatun, which is built from source, and none, which is the bare link)
   --wireguard-go PATH   measure this wireguard-go in place of the installed one
   --nic KIND            offload (the virtual link as it is), plain (like a plain network card) or both
@@ -33,6 +33,7 @@ cargo xtask bench order [SECS]
 pub enum Peer {
     Aes,
     Chacha,
+    AesTcp,
     WireguardGo,
     Openvpn,
     Null,
@@ -41,14 +42,24 @@ pub enum Peer {
 }
 
 impl Peer {
-    pub const ALL: [Self; 7] =
-        [Self::Aes, Self::Chacha, Self::WireguardGo, Self::Openvpn, Self::Null, Self::Gotatun, Self::None];
-    const USUAL: [Self; 5] = [Self::Aes, Self::Chacha, Self::WireguardGo, Self::Openvpn, Self::Null];
+    pub const ALL: [Self; 8] = [
+        Self::Aes,
+        Self::Chacha,
+        Self::AesTcp,
+        Self::WireguardGo,
+        Self::Openvpn,
+        Self::Null,
+        Self::Gotatun,
+        Self::None,
+    ];
+    const USUAL: [Self; 6] =
+        [Self::Aes, Self::Chacha, Self::AesTcp, Self::WireguardGo, Self::Openvpn, Self::Null];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::Aes => "aes",
             Self::Chacha => "chacha",
+            Self::AesTcp => "aes-tcp",
             Self::WireguardGo => "wireguard-go",
             Self::Openvpn => "openvpn",
             Self::Null => "null",

@@ -37,7 +37,7 @@ impl Programs {
         };
         for peer in &options.peers {
             let path = match peer {
-                Peer::Aes | Peer::Chacha => adit.clone(),
+                Peer::Aes | Peer::Chacha | Peer::AesTcp => adit.clone(),
                 Peer::Null => null_adit()?,
                 Peer::WireguardGo => match &options.wireguard_go {
                     Some(path) => path.canonicalize().with_context(|| format!("no {}", path.display()))?,
@@ -70,6 +70,9 @@ fn version(peer: Peer, path: &Path) -> String {
     match peer {
         Peer::Aes => format!("{line}, aes-256-gcm, {}", revision()),
         Peer::Chacha => format!("{line}, chacha20-poly1305, {}", revision()),
+        Peer::AesTcp => {
+            format!("{line}, `gateway` and `up`, aes-256-gcm over one TCP connection, {}", revision())
+        }
         Peer::Null => format!("{line} without a cipher: no product, a bound; {}", revision()),
         Peer::Openvpn => format!("{}, AES-256-GCM over UDP, without kernel offload", short(&line)),
         _ => line,

@@ -12,6 +12,7 @@ use adit_lab::{Host, Process, wait_for};
 use anyhow::{Context, Result, bail};
 
 use super::options::Peer;
+use super::product;
 use super::programs::Programs;
 use super::world::World;
 
@@ -44,6 +45,13 @@ impl Tunnel {
             Peer::Openvpn => {
                 let ends = openvpn(world, &programs.of(peer)?, number, port)?;
                 Self { address, port, ends: Some(ends) }
+            }
+            Peer::AesTcp => {
+                let endpoint = format!("{}:{port}", World::GATEWAY);
+                let hosts = [&world.client, &world.gateway];
+                let ends = product::start(&programs.of(peer)?, hosts, &endpoint, "tcp")?;
+                let ends = ends.map(|process| End { process, interface: String::new() });
+                Self { address: product::INSIDE.to_owned(), port, ends: Some(ends) }
             }
             _ => {
                 let ends = devices(world, &programs.of(peer)?, peer, number, port)?;

@@ -1,6 +1,5 @@
 //! A client, a router and a gateway, and one tunnel between them.
 
-use std::fs;
 use std::time::Duration;
 
 use adit_lab::{End, Host, Lab, Process, wait_for};
@@ -9,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use super::Programs;
 use crate::bench::machine;
 use crate::bench::measure::echo_times;
+use crate::bench::product;
 use crate::bench::tunnel::certificate;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -70,8 +70,11 @@ impl World {
         let slow = slow.map(|(delay, lost)| detour(programs, &router, delay, lost)).transpose()?;
         let hosts = [&client, &gateway];
         let (address, ends) = match kind {
-            Kind::Tcp => adit(programs, hosts, "tcp")?,
-            Kind::Tls => adit(programs, hosts, "tls")?,
+            Kind::Tcp | Kind::Tls => {
+                let carrier = if kind == Kind::Tcp { "tcp" } else { "tls" };
+                let endpoint = format!("{GATEWAY}:{OUTSIDE_PORT}");
+                (product::INSIDE.to_owned(), product::start(&programs.adit, hosts, &endpoint, carrier)?)
+            }
             Kind::Openvpn => openvpn(hosts)?,
             Kind::WireguardGo => wireguard_go(programs, hosts)?,
         };
@@ -140,33 +143,6 @@ fn detour(programs: &Programs, router: &Host, delay: u32, lost: u32) -> Result<P
         router.ip(["rule", "add", "iif", interface, "lookup", "100"])?;
     }
     Ok(process)
-}
-
-fn adit(programs: &Programs, [client, gateway]: [&Host; 2], carrier: &str) -> Result<(String, [Process; 2])> {
-    let adit = &programs.adit;
-    let homes = [client, gateway].map(|host| host.directory().join("home").display().to_string());
-    let at = |number: usize| [adit.as_str(), "--home", &homes[number]];
-    let endpoint = format!("{GATEWAY}:{OUTSIDE_PORT}");
-    let init = ["init", "--endpoint", &endpoint, "--network", "10.9.0.0/24"];
-    gateway.exec([&at(1)[..], &init].concat())?;
-    let mut running = gateway.spawn([&at(1)[..], &["gateway"]].concat())?;
-    running.wait_for_text("gateway ready", SOON)?;
-    let profile = gateway.exec([&at(1)[..], &["peer", "add", "bench"]].concat())?.stdout;
-    // Nothing else of the client's host is to pass the tunnel.
-    let lines = profile.lines().filter(|line| !line.starts_with("DNS")).map(|line| {
-        if line.starts_with("AllowedIPs") {
-            "AllowedIPs = 10.9.0.0/24\n".to_owned()
-        } else {
-            format!("{line}\n")
-        }
-    });
-    let file = client.write("bench.conf", lines.collect::<String>())?;
-    fs::metadata(&file)?;
-    let file = file.display().to_string();
-    let up = ["up", &file, "--foreground", "--carrier", carrier];
-    let mut tunnel = client.spawn([&at(0)[..], &up].concat())?;
-    tunnel.wait_for_text("is reached by a connection", SOON)?;
-    Ok(("10.9.0.1".to_owned(), [tunnel, running]))
 }
 
 fn wireguard_go(programs: &Programs, hosts: [&Host; 2]) -> Result<(String, [Process; 2])> {
