@@ -373,7 +373,6 @@ impl Caller {
         } else {
             self.remote.apply(vec![Command::Restart(self.target.peer, endpoint)]);
         }
-        let mut stale = None;
         while let Some(news) = self.next(until).await? {
             match news {
                 News::Answered(by) if by.carrier == endpoint.carrier => {
@@ -384,17 +383,20 @@ impl Caller {
                     return Ok(self.arrived(way, endpoint));
                 }
                 News::Ended(number) if Some(number) == endpoint.carrier.connection() => break,
-                news => stale = self.udp_came_back(&news).or(stale),
+                news => {
+                    if let Some(at) = self.udp_came_back(&news) {
+                        self.close(endpoint);
+                        return Ok(at);
+                    }
+                }
             }
         }
-        if let Some(number) = endpoint.carrier.connection() {
-            self.streams.close(number);
-        }
-        if had_session && stale.is_none() {
+        self.close(endpoint);
+        if had_session {
             // The gateway may have been started anew, and know nothing of the session.
             return self.prove_anew(way).await;
         }
-        Ok(stale.unwrap_or(At::Nowhere))
+        Ok(At::Nowhere)
     }
 
     async fn prove_anew(&mut self, way: Way) -> Result<At, Over> {
@@ -414,14 +416,24 @@ impl Caller {
                     return Ok(self.arrived(way, endpoint));
                 }
                 News::Ended(number) if Some(number) == endpoint.carrier.connection() => break,
-                _ => {}
+                // A gateway that was started anew calls us, by the way it remembers.
+                news => {
+                    if let Some(at) = self.udp_came_back(&news) {
+                        self.close(endpoint);
+                        return Ok(at);
+                    }
+                }
             }
         }
+        self.close(endpoint);
+        self.complain_of(way, "the gateway does not answer by it");
+        Ok(At::Nowhere)
+    }
+
+    fn close(&self, endpoint: Endpoint) {
         if let Some(number) = endpoint.carrier.connection() {
             self.streams.close(number);
         }
-        self.complain_of(way, "the gateway does not answer by it");
-        Ok(At::Nowhere)
     }
 
     fn arrived(&self, way: Way, endpoint: Endpoint) -> At {

@@ -123,6 +123,8 @@ struct Named {
     current: Option<SocketAddr>,
     not_before: Instant,
     wait: Duration,
+    no_doubt_before: Instant,
+    doubt_wait: Duration,
     asking: bool,
 }
 
@@ -130,11 +132,22 @@ struct Named {
 #[derive(Debug)]
 pub struct Answer {
     peer: PublicKey,
+    why: Why,
     found: Result<Vec<SocketAddr>, ResolveError>,
+}
+
+/// Why a name is asked for again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    /// Handshakes go unanswered: another address is tried, be it one that was known.
+    Silent,
+    /// Packets go unanswered for a moment: another address is tried only when the name has left this one.
+    Doubt,
 }
 
 const WAIT_MIN: Duration = Duration::from_secs(10);
 const WAIT_MAX: Duration = Duration::from_secs(300);
+const DOUBT_WAIT_MIN: Duration = Duration::from_secs(4);
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Each question is a thread; a peer that is turned away here is asked for again later.
@@ -156,7 +169,17 @@ impl Endpoints {
         known: Vec<SocketAddr>,
         current: Option<SocketAddr>,
     ) {
-        let named = Named { name, known, current, not_before: Instant::now(), wait: WAIT_MIN, asking: false };
+        let now = Instant::now();
+        let named = Named {
+            name,
+            known,
+            current,
+            not_before: now,
+            wait: WAIT_MIN,
+            no_doubt_before: now,
+            doubt_wait: DOUBT_WAIT_MIN,
+            asking: false,
+        };
         self.names.insert(peer, named);
     }
 
@@ -189,20 +212,39 @@ impl Endpoints {
         if let Some(named) = self.names.get_mut(peer) {
             named.current = Some(endpoint);
             named.wait = WAIT_MIN;
+            named.doubt_wait = DOUBT_WAIT_MIN;
         }
+    }
+
+    /// Whether there is any.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// The peer has not answered for a moment: asks whether its name has moved, ever more rarely.
+    pub fn doubt(&mut self, peer: &PublicKey) {
+        self.ask(peer, Why::Doubt);
     }
 
     /// The peer is silent: asks for its addresses again, unless that was done a moment ago.
     pub fn silent(&mut self, peer: &PublicKey) {
+        self.ask(peer, Why::Silent);
+    }
+
+    fn ask(&mut self, peer: &PublicKey, why: Why) {
         let questions = self.names.values().filter(|named| named.asking).count();
         let Some(named) = self.names.get_mut(peer) else { return };
         let now = Instant::now();
-        if named.asking || now < named.not_before || questions >= QUESTIONS_MAX {
+        let (not_before, wait) = match why {
+            Why::Silent => (&mut named.not_before, &mut named.wait),
+            Why::Doubt => (&mut named.no_doubt_before, &mut named.doubt_wait),
+        };
+        if named.asking || now < *not_before || questions >= QUESTIONS_MAX {
             return;
         }
         named.asking = true;
-        named.not_before = now + named.wait;
-        named.wait = (named.wait * 2).min(WAIT_MAX);
+        *not_before = now + *wait;
+        *wait = (*wait * 2).min(WAIT_MAX);
         let (peer, name, sender) = (*peer, named.name.clone(), self.sender.clone());
         let beside = self.beside.clone();
         let spawned = std::thread::Builder::new().name("endpoint".into()).spawn(move || {
@@ -210,7 +252,7 @@ impl Endpoints {
                 none if none.is_empty() => resolve(&name, TIMEOUT),
                 addresses => Ok(addresses.into_iter().map(|it| (it, name.port).into()).collect()),
             };
-            let _ = sender.send(Answer { peer, found });
+            let _ = sender.send(Answer { peer, why, found });
         });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread to resolve a name");
@@ -231,6 +273,9 @@ impl Endpoints {
             Ok(addresses) => named.known = addresses,
             // Without DNS (it may lead through the silent tunnel) the addresses known before are tried in turn.
             Err(error) => tracing::info!("{error}"),
+        }
+        if answer.why == Why::Doubt && named.current.is_some_and(|it| named.known.contains(&it)) {
+            return None;
         }
         let next = match named.current {
             Some(current) => next_after(&named.known, current),
@@ -265,7 +310,7 @@ mod tests {
     }
 
     fn answer(found: &[SocketAddr]) -> Answer {
-        Answer { peer: PEER, found: Ok(found.to_vec()) }
+        Answer { peer: PEER, why: Why::Silent, found: Ok(found.to_vec()) }
     }
 
     #[test]
@@ -300,10 +345,23 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_in_doubt_is_left_where_its_name_still_points_and_followed_where_it_went() {
+        let doubt = |found: &[SocketAddr]| Answer { why: Why::Doubt, ..answer(found) };
+        let mut endpoints = watching(&[loopback(1), loopback(2)]);
+        assert_eq!(endpoints.answered(doubt(&[loopback(2), loopback(1)])), None);
+        assert_eq!(endpoints.answered(doubt(&[loopback(9)])), Some((PEER, loopback(9))));
+        endpoints.doubt(&PEER);
+        let waits = |endpoints: &Endpoints| (endpoints.names[&PEER].doubt_wait, endpoints.names[&PEER].wait);
+        assert_eq!(waits(&endpoints), (DOUBT_WAIT_MIN * 2, WAIT_MIN), "silence is asked about all the same");
+        endpoints.heard(&PEER, loopback(9));
+        assert_eq!(waits(&endpoints), (DOUBT_WAIT_MIN, WAIT_MIN));
+    }
+
+    #[test]
     fn without_dns_the_addresses_known_before_are_tried() {
         let mut endpoints = watching(&[loopback(1), loopback(2)]);
         let error = ResolveError::TimedOut { name: "peer.test".to_owned(), waited_secs: 1 };
-        let answer = Answer { peer: PEER, found: Err(error) };
+        let answer = Answer { peer: PEER, why: Why::Silent, found: Err(error) };
         assert_eq!(endpoints.answered(answer), Some((PEER, loopback(2))));
     }
 

@@ -7,12 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use adit_host::{Family, Surroundings};
+use adit_proto::key::PublicKey;
 use ipnet::IpNet;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Client, Reached};
 use crate::config::wgquick::WgQuick;
 use crate::daemon::Readiness;
+use crate::driver;
+
+/// Unanswered for so long: the gateway may be elsewhere.
+const DOUBT: Duration = Duration::from_millis(2_500);
 
 /// What is in the way.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,6 +232,9 @@ impl Client {
     /// The same later on, while the gateway is silent.
     pub(super) fn look_at_silence(&mut self) {
         let device = self.instance.driver.snapshot();
+        for peer in &device.peers {
+            self.ask_where(&peer.public_key);
+        }
         if device.peers.iter().all(|peer| !peer.has_session) {
             self.portal.look(device.fwmark);
         }
@@ -235,6 +243,15 @@ impl Client {
             |endpoint: &SocketAddr| matches!(adit_host::way_to(endpoint.ip(), device.fwmark), Ok(Some(_)));
         self.obstacles.retain(|it| !matches!(it, Obstacle::NoRoute { endpoint, .. } if is_back(endpoint)));
         self.show_obstacles();
+    }
+
+    /// A gateway that does not answer may have another address by now: its name tells long before handshakes do.
+    fn ask_where(&mut self, peer: &PublicKey) {
+        let path = self.instance.driver.forwarding().path_of_peer(peer);
+        let since = path.and_then(|path| path.activity.awaiting_reply_since());
+        if since.is_some_and(|since| driver::now().since(since) > DOUBT) {
+            self.instance.endpoints.doubt(peer);
+        }
     }
 
     /// The gateway was heard, so nothing stands between it and us.
