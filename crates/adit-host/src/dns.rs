@@ -5,6 +5,7 @@ mod file;
 mod networkmanager;
 mod resolvconf;
 mod resolved;
+mod watch;
 
 use std::fmt;
 use std::fs;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use self::file::OldFile;
+pub use self::watch::watch as watch_resolver;
 use crate::bus::{Bus, Value};
 use crate::error::HostError;
 use crate::guard::Outcome;
@@ -53,6 +55,11 @@ impl MadeDns {
         }
     }
 
+    /// Whether it is a file that anybody may write, and that is watched therefore.
+    pub(crate) fn is_file(&self) -> bool {
+        matches!(self, MadeDns::File { .. })
+    }
+
     /// Whether it outlives a reboot.
     pub(crate) fn is_on_disk(&self) -> bool {
         matches!(self, MadeDns::File { .. } | MadeDns::NetworkManager { .. })
@@ -78,6 +85,14 @@ pub(crate) fn make(made: &MadeDns) -> Result<(), HostError> {
         MadeDns::NetworkManager { dns, .. } => networkmanager::make(dns),
         MadeDns::Resolvconf { dns, name } => resolvconf::make(name, &file::text(dns)),
         MadeDns::File { path, old, ours } => file::make(path, old, ours),
+    }
+}
+
+/// What to make in the place of `made`, when somebody else has written there; what they wrote is what returns later.
+pub(crate) fn again(made: &MadeDns, dns: &Dns) -> Result<Option<MadeDns>, HostError> {
+    match made {
+        MadeDns::File { path, old, ours } => file::again(path, old, ours, dns),
+        _ => Ok(None),
     }
 }
 

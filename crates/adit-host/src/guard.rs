@@ -22,7 +22,7 @@ use crate::route::{self, MadeRoute};
 use crate::rule::{self, MadeRule};
 use crate::sysctl::{self, MadeSysctl};
 
-pub use self::repair::Extent as RepairExtent;
+pub use self::repair::{Extent as RepairExtent, Repaired};
 
 /// Makes the host match `plan`, in the calling thread's network namespace.
 ///
@@ -51,6 +51,7 @@ pub fn apply(plan: &Plan, journal_path: &Path) -> Result<Guard, HostError> {
         on_failure,
         shown: HashMap::new(),
         twins: Twins::default(),
+        unrepaired: RepairExtent::default(),
     };
     match guard.renew().and_then(|()| guard.make_all(&changes)) {
         Ok(()) => {
@@ -73,6 +74,20 @@ pub fn undo_journal(path: &Path) -> Result<Report, HostError> {
 /// [`apply`] to take over.
 pub fn undo_journal_but_blocks(path: &Path) -> Result<Report, HostError> {
     undo_journal_to(path, Extent::EverythingButBlocks)
+}
+
+/// Undoes what is left of an earlier run of this machine: files, which outlive a reboot. `None` where there is nothing
+/// of an earlier run.
+pub fn undo_journal_of_former_boot(path: &Path) -> Result<Option<Report>, HostError> {
+    // A tunnel that is up would have us wait for its journal.
+    if Journal::boot_of(path).is_none_or(|boot| boot == namespace::boot()) {
+        return Ok(None);
+    }
+    match undo_journal(path) {
+        Ok(report) => Ok(Some(report)),
+        Err(HostError::JournalBusy { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Whether what an earlier process left in its journal keeps traffic in. One that is in use is its user's affair.
@@ -144,6 +159,8 @@ pub struct Guard {
     /// How the kernel shows our tables, by name, as we last loaded them.
     shown: HashMap<String, Shown>,
     twins: Twins,
+    /// What others broke and could not be made again.
+    unrepaired: RepairExtent,
 }
 
 #[derive(Debug)]

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -19,6 +19,8 @@ use crate::error::HostError;
 use crate::guard::Made;
 use crate::namespace;
 
+/// Longer than the first line can be.
+const LINE_MAX: u64 = 4096;
 const VERSION: u32 = 1;
 /// How long a program whose starter was killed may take to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
@@ -92,6 +94,16 @@ impl Journal {
             journal.append(b"\n", false)?;
         }
         Ok(Some((journal, leftover)))
+    }
+
+    /// In which run of this machine the journal was begun, as far as it says so; whoever has it is not disturbed.
+    pub(crate) fn boot_of(path: &Path) -> Option<String> {
+        let mut line = String::new();
+        BufReader::new(File::open(path).ok()?.take(LINE_MAX)).read_line(&mut line).ok()?;
+        match serde_json::from_str(&line).ok()? {
+            Line::Opened { boot, .. } => Some(boot),
+            _ => None,
+        }
     }
 
     /// Empties the journal and writes where and when its changes will be made.

@@ -37,6 +37,7 @@ mod sysctl;
 mod ways;
 
 pub use client::{Block, ClientHost, RULE_PRIORITIES, RouteTable, client_plan, is_everything};
+pub use dns::watch_resolver;
 pub use error::HostError;
 pub use firewall::{
     Allowed, ClampFirewall, ClientFirewall, Exposed, Firewall, GatewayFirewall, GroupFirewall, KillSwitch,
@@ -45,7 +46,10 @@ pub use firewall::{
 };
 pub use gateway::{GatewayHost, gateway_plan, private_networks};
 pub use group::Group;
-pub use guard::{Guard, RepairExtent, Report, apply, blocks_left, undo_journal, undo_journal_but_blocks};
+pub use guard::{
+    Guard, RepairExtent, Repaired, Report, apply, blocks_left, undo_journal, undo_journal_but_blocks,
+    undo_journal_of_former_boot,
+};
 pub use link::{ethernet_links, link_exists, link_index, link_name};
 pub use monitor::{HostEvent, watch};
 pub use plan::{Address, Change, Dns, Family, Fwmark, Hop, Link, MAIN_TABLE, Plan, Route, Rule, Sysctl};

@@ -3,13 +3,16 @@
 //! ```text
 //!   rtnetlink: links, addresses, routes, rules ─┐
 //!                                               ├─► HostEvent ─► whoever watches
-//!   nfnetlink: nftables ────────────────────────┘
+//!   nfnetlink: nftables ────────────────────────┤
+//!   inotify: resolv.conf ───────────────────────┘
 //! ```
 //!
 //! Our own changes are told as well: who acts on an event looks first whether there is anything to do.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use ipnet::IpNet;
 use netlink_packet_core::{NetlinkBuffer, NetlinkMessage, NetlinkPayload};
@@ -47,9 +50,15 @@ pub enum HostEvent {
     Rule {
         gone: bool,
     },
-    /// Something in this nftables table, of whatever family.
+    /// A transaction of nftables touched this table, of whatever family.
     Firewall {
         table: String,
+        /// The last it did there was to take something away.
+        cut: bool,
+    },
+    /// The file that names the servers of names.
+    Resolver {
+        since: Instant,
     },
     /// More happened than could be told: look at everything.
     Lost,
@@ -60,8 +69,11 @@ pub fn watch(tell: impl Fn(HostEvent) -> bool + Send + Clone + 'static) -> Resul
     let route = open(NETLINK_ROUTE, &ROUTE_GROUPS)?;
     let nftables = open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
     let told = tell.clone();
-    start("watch-routes", move || follow(&route, read_route, &told))?;
-    start("watch-firewall", move || follow(&nftables, read_nftables, &tell))
+    start("watch-routes", move || {
+        follow(&route, |message| read_route(message).into_iter().collect(), &told)
+    })?;
+    let mut transaction = Transaction::default();
+    start("watch-firewall", move || follow(&nftables, |message| transaction.read(message), &tell))
 }
 
 /// `RTNLGRP_*` of linux/rtnetlink.h: link, addresses, routes and rules, of IPv4 and of IPv6.
@@ -81,12 +93,12 @@ fn open(protocol: isize, groups: &[u32]) -> Result<Socket, HostError> {
     open().map_err(|error| HostError::kernel("watch the host's network", error))
 }
 
-fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), HostError> {
+pub(crate) fn start(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), HostError> {
     let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
     thread.map(drop).map_err(|error| HostError::kernel("watch the host's network", error))
 }
 
-fn follow(socket: &Socket, read: fn(&[u8]) -> Option<HostEvent>, tell: &impl Fn(HostEvent) -> bool) {
+fn follow(socket: &Socket, mut read: impl FnMut(&[u8]) -> Vec<HostEvent>, tell: &impl Fn(HostEvent) -> bool) {
     const ENOBUFS: i32 = 105;
     loop {
         let datagram = match socket.recv_from_full() {
@@ -101,7 +113,7 @@ fn follow(socket: &Socket, read: fn(&[u8]) -> Option<HostEvent>, tell: &impl Fn(
                 return;
             }
         };
-        if !messages(&datagram).filter_map(read).all(tell) {
+        if !messages(&datagram).flat_map(&mut read).all(tell) {
             return;
         }
     }
@@ -151,16 +163,51 @@ fn route_event(message: &RouteMessage, gone: bool) -> Option<HostEvent> {
     Some(HostEvent::Route { table, destination, gateway, gone })
 }
 
+/// What a transaction of nftables has done so far. The kernel tells it step by step, and then that it is complete.
+#[derive(Debug, Default)]
+struct Transaction(BTreeMap<String, bool>);
+
+impl Transaction {
+    fn read(&mut self, message: &[u8]) -> Vec<HostEvent> {
+        match read_nftables(message) {
+            Some(Step::Touched { table, cut }) => {
+                self.0.insert(table, cut);
+                Vec::new()
+            }
+            Some(Step::Complete) => std::mem::take(&mut self.0)
+                .into_iter()
+                .map(|(table, cut)| HostEvent::Firewall { table, cut })
+                .collect(),
+            None => Vec::new(),
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Touched { table: String, cut: bool },
+    Complete,
+}
+
 /// The table that a message of nftables is about: its first attribute, whatever the message is (linux/netfilter/
-/// nf_tables.h: `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE` are all 1).
-fn read_nftables(message: &[u8]) -> Option<HostEvent> {
+/// nf_tables.h: `NFTA_TABLE_NAME`, `NFTA_CHAIN_TABLE`, `NFTA_RULE_TABLE`, `NFTA_SET_TABLE` are all 1). Elements of
+/// sets come and go by themselves.
+fn read_nftables(message: &[u8]) -> Option<Step> {
     const NFNL_SUBSYS_NFTABLES: u8 = 10;
     const NEW_GENERATION: u8 = 15;
     const HEADERS_BYTES: usize = 16 + 4;
     let (kind, subsystem) = (*message.get(4)?, *message.get(5)?);
-    if subsystem != NFNL_SUBSYS_NFTABLES || kind == NEW_GENERATION {
+    if subsystem != NFNL_SUBSYS_NFTABLES {
         return None;
     }
+    let cut = match kind {
+        NEW_GENERATION => return Some(Step::Complete),
+        // NEWTABLE, NEWCHAIN, NEWRULE, NEWSET
+        0 | 3 | 6 | 9 => false,
+        // DELTABLE, DELCHAIN, DELRULE, DELSET
+        2 | 5 | 8 | 11 => true,
+        _ => return None,
+    };
     let mut attributes = message.get(HEADERS_BYTES..)?;
     while let Some((header, _)) = attributes.split_first_chunk::<4>() {
         let length = usize::from(u16::from_ne_bytes([header[0], header[1]]));
@@ -168,7 +215,7 @@ fn read_nftables(message: &[u8]) -> Option<HostEvent> {
         let value = attributes.get(4..length)?;
         if number == 1 {
             let text = value.strip_suffix(&[0]).unwrap_or(value);
-            return Some(HostEvent::Firewall { table: String::from_utf8_lossy(text).into_owned() });
+            return Some(Step::Touched { table: String::from_utf8_lossy(text).into_owned(), cut });
         }
         attributes = attributes.get(length.max(4).next_multiple_of(4)..)?;
     }
@@ -186,16 +233,30 @@ mod tests {
         message
     }
 
+    const NAME: [u8; 16] = [8, 0, 3, 0, 1, 2, 3, 4, 6, 0, 1, 0, b'a', 0, 0, 0];
+
     #[test]
     fn the_table_of_a_message_is_found_and_a_cut_one_is_no_message() {
-        let mut attributes = vec![8, 0, 3, 0, 1, 2, 3, 4];
-        attributes.extend([6, 0, 1, 0, b'a', 0, 0, 0]);
-        let message = nft_message(2, &attributes);
-        assert_eq!(read_nftables(&message), Some(HostEvent::Firewall { table: "a".into() }));
+        let message = nft_message(2, &NAME);
+        assert_eq!(read_nftables(&message), Some(Step::Touched { table: "a".into(), cut: true }));
         for cut in 0..message.len() - 2 {
             assert_eq!(read_nftables(&message[..cut]), None, "{cut}");
         }
-        assert_eq!(read_nftables(&nft_message(15, &attributes)), None, "a generation is of no table");
+        assert_eq!(read_nftables(&nft_message(12, &NAME)), None, "what sets learn is no change");
         assert_eq!(read_nftables(&nft_message(2, &[0; 64])), None);
+    }
+
+    #[test]
+    fn a_transaction_is_told_once_when_it_is_complete_by_what_it_did_last() {
+        let mut transaction = Transaction::default();
+        let tell = |transaction: &mut Transaction, kinds: &[u8]| {
+            let told = kinds.iter().flat_map(|kind| transaction.read(&nft_message(*kind, &NAME)));
+            told.collect::<Vec<_>>()
+        };
+        let event = |cut| [HostEvent::Firewall { table: "a".into(), cut }];
+        assert_eq!(tell(&mut transaction, &[8, 5, 2]), []);
+        assert_eq!(tell(&mut transaction, &[15]), event(true));
+        assert_eq!(tell(&mut transaction, &[15]), [], "a generation is of no table");
+        assert_eq!(tell(&mut transaction, &[2, 0, 3, 6, 12, 15]), event(false), "put in its own place");
     }
 }

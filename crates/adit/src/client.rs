@@ -189,6 +189,8 @@ struct Client {
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(5);
+/// A gateway by name may move: whether it answers is looked at more often.
+const IDLE_BY_NAME: Duration = Duration::from_secs(2);
 
 /// A peer whose endpoint has addresses.
 pub(crate) struct Reached {
@@ -316,7 +318,9 @@ impl Client {
                 Wake::Failed(reason) => bail!("the tunnel ends: {reason}"),
                 Wake::Reload(asked) => self.reload(asked),
                 Wake::Exclude(asked) => self.exclude(asked),
-                Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
+                Wake::Host(noticed) => {
+                    self.instance.upkeep.tend(&mut self.guard, &noticed);
+                }
             }
         }
     }
@@ -324,7 +328,8 @@ impl Client {
     fn run_until_asked(&mut self) -> anyhow::Result<()> {
         let mut watchdog = Watchdog::from_environment();
         loop {
-            let wake = self.instance.wait(watchdog.patience(IDLE));
+            let idle = if self.instance.endpoints.is_empty() { IDLE } else { IDLE_BY_NAME };
+            let wake = self.instance.wait(watchdog.patience(idle));
             watchdog.pat(|| self.instance.driver.try_snapshot().is_some());
             match wake {
                 Wake::Stop => return Ok(()),
@@ -333,6 +338,7 @@ impl Client {
                     self.instance.endpoints.ask_for_missing();
                     self.instance.follow_ways();
                     self.look_at_silence();
+                    self.instance.upkeep.look(&mut self.guard);
                     self.tend_forwarding();
                 }
                 Wake::Heard => {
@@ -342,7 +348,9 @@ impl Client {
                 }
                 Wake::Reload(asked) => self.reload(asked),
                 Wake::Exclude(asked) => self.exclude(asked),
-                Wake::Host(event) => self.instance.upkeep.tend(&mut self.guard, &event),
+                Wake::Host(noticed) => {
+                    self.instance.upkeep.tend(&mut self.guard, &noticed);
+                }
             }
             if self.unsaved {
                 self.unsaved = !self.heard.save(&self.instance.driver.snapshot().peers, false);

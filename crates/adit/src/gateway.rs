@@ -239,14 +239,16 @@ impl Gateway {
                 Wake::Failed(reason) => bail!("the gateway ends: {reason}"),
                 Wake::Tick => {
                     self.greet_some();
+                    self.instance.upkeep.look(&mut self.guard);
                     self.instance.endpoints.ask_for_missing();
                     self.instance.follow_ways();
                 }
                 Wake::Heard => self.unsaved = true,
                 Wake::Exclude(_) => {}
-                Wake::Host(event) => {
-                    self.instance.upkeep.tend(&mut self.guard, &event);
-                    self.follow_firewalls(&event);
+                Wake::Host(noticed) => {
+                    if self.instance.upkeep.tend(&mut self.guard, &noticed) {
+                        self.follow_firewalls();
+                    }
                 }
                 Wake::Reload(asked) => {
                     let outcome = self.reload();

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use adit_host::HostEvent;
 use adit_proto::endpoint::Carrier;
 use adit_proto::event::{Command, Event, PeerStatus, PeerUpdate};
 use adit_proto::key::PublicKey;
@@ -26,7 +25,7 @@ use crate::keys;
 use crate::limits::LimitsReport;
 use crate::roaming::Roaming;
 use crate::status::{PeerReport, QueueReport, Report, Role};
-use crate::upkeep::Upkeep;
+use crate::upkeep::{Noticed, Upkeep};
 
 /// What an instance must act on; everything else it has dealt with itself.
 #[derive(Debug)]
@@ -40,7 +39,7 @@ pub enum Wake {
     /// A peer was heard anew, or at another endpoint.
     Heard,
     /// Something changed on the host; give it to [`Upkeep::tend`].
-    Host(HostEvent),
+    Host(Noticed),
     /// The time is over.
     Tick,
     /// It cannot go on, for this reason.

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use adit_host::{Guard, HostEvent, RepairExtent};
 use crossbeam_channel::{Receiver, TrySendError, bounded, never};
@@ -18,6 +18,9 @@ use crate::status::words::span;
 pub struct HostFacts {
     /// Whether what does not go through the tunnel is kept in.
     pub kill_switch: bool,
+    /// Whether the table that keeps it in is not there, although it is made again and again.
+    #[serde(default)]
+    pub kill_switch_missing: bool,
     /// Whether private networks are within reach beside the kill switch.
     pub allow_lan: bool,
     /// What stands in the tunnel's way here, each by its name.
@@ -39,6 +42,10 @@ impl HostFacts {
     pub(crate) fn lines(&self, now_unix_secs: u64) -> Vec<(&'static str, String)> {
         let mut lines = Vec::new();
         match (self.kill_switch, self.allow_lan) {
+            (true, _) if self.kill_switch_missing => lines.push((
+                "kill switch",
+                "its table is GONE: another program takes it away (`nft monitor` shows which)".to_owned(),
+            )),
             (true, true) => lines.push(("kill switch", "on, private networks within reach".to_owned())),
             (true, false) => lines.push(("kill switch", "on".to_owned())),
             (false, _) => {}
@@ -51,7 +58,8 @@ impl HostFacts {
             let ago = span(now_unix_secs.saturating_sub(last.at_unix_secs));
             let times = if self.repairs == 1 { "once".to_owned() } else { format!("{} times", self.repairs) };
             lines.push(("changed", format!("by others {times} and made again, {ago} ago:")));
-            lines.push(("", last.made_again.split_whitespace().collect::<Vec<_>>().join(" ")));
+            let made_again = last.made_again.split_whitespace().collect::<Vec<_>>().join(" ");
+            lines.push(("", format!("{made_again} ({} ms after the change)", last.after_millis)));
         }
         lines
     }
@@ -89,24 +97,55 @@ pub struct Repair {
     pub at_unix_secs: u64,
     /// What was made again, as `adit plan` prints it.
     pub made_again: String,
+    /// How long after the change was told.
+    #[serde(default)]
+    pub after_millis: u64,
+}
+
+/// A change on the host, and when the kernel told it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Noticed {
+    /// What changed.
+    pub event: HostEvent,
+    /// When.
+    pub at: Instant,
+}
+
+impl Noticed {
+    fn now(event: HostEvent) -> Self {
+        let at = match &event {
+            HostEvent::Resolver { since } => *since,
+            _ => Instant::now(),
+        };
+        Self { event, at }
+    }
 }
 
 const REPAIRS_KEPT: usize = 8;
 /// More events than this at once are looked into as one.
 const EVENTS_MAX: usize = 1024;
 
+/// Between looks at what nothing was told about.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(4);
+
 /// Watches the host, and repairs it.
 #[derive(Debug)]
 pub struct Upkeep {
     /// What `status` tells.
     pub facts: HostFacts,
-    events: Receiver<HostEvent>,
+    events: Receiver<Noticed>,
     overflowed: Arc<AtomicBool>,
+    looked: Instant,
 }
 
 impl Default for Upkeep {
     fn default() -> Self {
-        Self { facts: HostFacts::default(), events: never(), overflowed: Arc::default() }
+        Self {
+            facts: HostFacts::default(),
+            events: never(),
+            overflowed: Arc::default(),
+            looked: Instant::now(),
+        }
     }
 }
 
@@ -115,27 +154,32 @@ impl Upkeep {
     pub fn watch(&mut self, guard: &mut Guard) {
         let (sender, events) = bounded(EVENTS_MAX);
         let overflowed = Arc::clone(&self.overflowed);
-        let watching = adit_host::watch(move |event| match sender.try_send(event) {
+        let tell = move |event| match sender.try_send(Noticed::now(event)) {
             Ok(()) => true,
             Err(TrySendError::Full(_)) => {
                 overflowed.store(true, Relaxed);
                 true
             }
             Err(TrySendError::Disconnected(_)) => false,
-        });
-        match watching {
+        };
+        if guard.names_servers()
+            && let Err(error) = adit_host::watch_resolver(tell.clone())
+        {
+            tracing::warn!("when others name other servers of names, that goes unnoticed: {error}");
+        }
+        match adit_host::watch(tell) {
             Ok(()) => {
                 self.events = events;
                 self.facts.watched = true;
                 // How our tables look now is what they are compared with later.
-                self.repair(guard, RepairExtent::All);
+                self.repair(guard, &RepairExtent::all(), Instant::now());
             }
             Err(error) => tracing::warn!("changes that others make to the host go unnoticed: {error}"),
         }
     }
 
     /// Where events arrive; give each to [`Upkeep::tend`].
-    pub fn events(&self) -> Receiver<HostEvent> {
+    pub fn events(&self) -> Receiver<Noticed> {
         self.events.clone()
     }
 
@@ -145,22 +189,42 @@ impl Upkeep {
         self.facts.watched = false;
     }
 
-    /// Repairs what `event` may have broken, and what the events behind it may.
-    pub fn tend(&mut self, guard: &mut Guard, event: &HostEvent) {
-        let mut extent = guard.concern_of(event);
-        for event in self.events.try_iter().take(EVENTS_MAX) {
-            extent = RepairExtent::either(extent, guard.concern_of(&event));
+    /// Repairs what `noticed` may have broken, and what the changes behind it may; returns whether another program's
+    /// firewall was among what changed.
+    pub fn tend(&mut self, guard: &mut Guard, noticed: &Noticed) -> bool {
+        let is_foreign = |event: &HostEvent| matches!(event, HostEvent::Firewall { table, .. } if !table.starts_with("adit"));
+        let mut extent = guard.concern_of(&noticed.event);
+        let mut foreign = is_foreign(&noticed.event);
+        let mut since = noticed.at;
+        for later in self.events.try_iter().take(EVENTS_MAX) {
+            if extent.is_nothing() {
+                since = later.at;
+            }
+            extent = extent.and(guard.concern_of(&later.event));
+            foreign |= is_foreign(&later.event);
         }
         if self.overflowed.swap(false, Relaxed) {
-            extent = Some(RepairExtent::All);
+            extent = RepairExtent::all();
         }
-        if let Some(extent) = extent {
-            self.repair(guard, extent);
+        foreign |= extent == RepairExtent::all();
+        if !extent.is_nothing() {
+            self.repair(guard, &extent, since);
+        }
+        foreign
+    }
+
+    /// Looks at what others may have taken away without a word.
+    pub fn look(&mut self, guard: &mut Guard) {
+        if self.facts.watched && self.looked.elapsed() >= BETWEEN_LOOKS {
+            self.looked = Instant::now();
+            self.repair(guard, &guard.concern_of_time(), Instant::now());
         }
     }
 
-    fn repair(&mut self, guard: &mut Guard, extent: RepairExtent) {
-        let repaired = match guard.repair(extent) {
+    fn repair(&mut self, guard: &mut Guard, extent: &RepairExtent, since: Instant) {
+        let outcome = guard.repair(extent);
+        self.facts.kill_switch_missing = self.facts.kill_switch && !guard.is_closed();
+        let repaired = match outcome {
             Ok(repaired) => repaired,
             Err(error) => {
                 tracing::error!("what others changed on this host could not be mended: {error}");
@@ -168,13 +232,21 @@ impl Upkeep {
             }
         };
         let now = unix_secs(SystemTime::now());
-        for made_again in repaired {
-            tracing::warn!("another program changed the host's network; made again: {made_again}");
+        for again in repaired {
+            let made_again = again.what;
+            let after_millis = millis(again.at.saturating_duration_since(since));
+            tracing::warn!(
+                "another program changed the host's network; made again after {after_millis} ms: {made_again}"
+            );
             self.facts.repairs += 1;
-            self.facts.last_repairs.push_back(Repair { at_unix_secs: now, made_again });
+            self.facts.last_repairs.push_back(Repair { at_unix_secs: now, made_again, after_millis });
         }
         while self.facts.last_repairs.len() > REPAIRS_KEPT {
             self.facts.last_repairs.pop_front();
         }
     }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+use rustix::fs::{IFlags, OFlags, ioctl_getflags, ioctl_setflags};
 use serde::{Deserialize, Serialize};
 
 use super::MadeDns;
@@ -76,7 +76,7 @@ pub(super) fn text(dns: &Dns) -> String {
     text
 }
 
-pub(super) fn look_at(path: &Path, dns: &Dns) -> Result<MadeDns, HostError> {
+fn look(path: &Path) -> Result<OldFile, HostError> {
     let read = || -> io::Result<OldFile> {
         let metadata = match fs::symlink_metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(OldFile::Missing),
@@ -94,7 +94,11 @@ pub(super) fn look_at(path: &Path, dns: &Dns) -> Result<MadeDns, HostError> {
             immutable: is_immutable(path),
         })
     };
-    let old = read().map_err(|error| HostError::file("read", path, error))?;
+    read().map_err(|error| HostError::file("read", path, error))
+}
+
+pub(super) fn look_at(path: &Path, dns: &Dns) -> Result<MadeDns, HostError> {
+    let old = look(path)?;
     // Each would return the other's servers, and the user's would be lost.
     if let OldFile::File { content, .. } = &old
         && let Some(other) = owner(content.bytes())
@@ -102,6 +106,20 @@ pub(super) fn look_at(path: &Path, dns: &Dns) -> Result<MadeDns, HostError> {
         return Err(HostError::DnsTaken { link: dns.link.clone(), path: path.to_owned(), other });
     }
     Ok(MadeDns::File { path: path.to_owned(), old, ours: text(dns) })
+}
+
+/// Ours in the place of what others wrote over it, which returns when the tunnel stops; `None` where ours still stands.
+pub(super) fn again(path: &Path, old: &OldFile, ours: &str, dns: &Dns) -> Result<Option<MadeDns>, HostError> {
+    let now = look(path)?;
+    let old = match &now {
+        OldFile::File { content, .. } if content.bytes() == ours.as_bytes() => return Ok(None),
+        // Ours cut short, or with something added: what was there before is still what returns.
+        OldFile::File { content, .. } if ours.as_bytes().starts_with(content.bytes()) => old,
+        OldFile::File { content, .. } if owner(content.bytes()).is_some_and(|it| it == dns.link) => old,
+        OldFile::File { .. } => return look_at(path, dns).map(Some),
+        OldFile::Missing | OldFile::Symlink { .. } => &now,
+    };
+    Ok(Some(MadeDns::File { path: path.to_owned(), old: old.clone(), ours: ours.to_owned() }))
 }
 
 pub(super) fn make(path: &Path, old: &OldFile, ours: &str) -> Result<(), HostError> {
@@ -200,7 +218,9 @@ fn replace_unprotected(path: &Path, content: &[u8], mode: u32, uid: u32, gid: u3
         fs::rename(&new, path)
     };
     let in_place = || -> io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).truncate(true).open(path)?;
+        // Never through a symlink: what it leads to would not come back.
+        let flags = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
+        let mut file = fs::OpenOptions::new().write(true).truncate(true).custom_flags(flags).open(path)?;
         file.write_all(content)?;
         file.sync_all()
     };
@@ -209,7 +229,10 @@ fn replace_unprotected(path: &Path, content: &[u8], mode: u32, uid: u32, gid: u3
         let _ = fs::remove_file(&new);
     }
     match renamed {
-        Err(error) if needs_writing_in_place(error.kind()) => in_place(),
+        Err(error) if needs_writing_in_place(error.kind()) => match path.is_symlink() {
+            true => Err(error),
+            false => in_place(),
+        },
         renamed => renamed,
     }
     .map_err(|error| HostError::file("write", path, error))
@@ -280,6 +303,38 @@ mod tests {
         fs::write(&path, "nameserver 10.0.0.77\n").unwrap();
         assert!(matches!(super::super::undo(&made).unwrap(), Outcome::LeftAlone(_)));
         assert_eq!(fs::read_to_string(&path).unwrap(), "nameserver 10.0.0.77\n");
+    }
+
+    #[test]
+    fn what_others_write_over_ours_is_what_returns() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("resolv.conf");
+        fs::write(&path, "nameserver 10.0.0.1\n").unwrap();
+        let mut made = look_at(&path, &dns()).unwrap();
+        super::super::make(&made).unwrap();
+        let ours = fs::read_to_string(&path).unwrap();
+        assert_eq!(super::super::again(&made, &dns()).unwrap(), None);
+        let writes: [(&str, &str); 4] = [
+            (&ours[..9], "nameserver 10.0.0.1\n"),
+            (&format!("{ours}options edns0\n"), "nameserver 10.0.0.1\n"),
+            ("nameserver 10.0.0.77\n", "nameserver 10.0.0.77\n"),
+            ("", "nameserver 10.0.0.77\n"),
+        ];
+        for (written, returns) in writes {
+            fs::write(&path, written).unwrap();
+            made = super::super::again(&made, &dns()).unwrap().expect(written);
+            super::super::make(&made).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), ours);
+            assert_eq!(super::super::undo(&made).unwrap(), Outcome::Undone);
+            assert_eq!(fs::read_to_string(&path).unwrap(), returns, "after {written:?}");
+            super::super::make(&made).unwrap();
+        }
+        fs::remove_file(&path).unwrap();
+        symlink("../run/elsewhere", &path).unwrap();
+        made = super::super::again(&made, &dns()).unwrap().unwrap();
+        super::super::make(&made).unwrap();
+        assert_eq!(super::super::undo(&made).unwrap(), Outcome::Undone);
+        assert_eq!(fs::read_link(&path).unwrap(), Path::new("../run/elsewhere"));
     }
 
     #[test]

@@ -22,6 +22,11 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub(crate) struct Twins(Vec<Twin>);
 
 impl Twins {
+    /// Whether the table is one of the copies.
+    pub(crate) fn are_in(&self, table: &str) -> bool {
+        self.0.iter().any(|it| it.held.table() == table)
+    }
+
     /// Takes away the copies of what is not among `firewalls`, and makes the missing ones. Without a copy the plain
     /// table still blocks.
     pub(crate) fn follow<'a>(&mut self, firewalls: impl Iterator<Item = &'a Firewall>) {

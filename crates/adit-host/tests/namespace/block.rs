@@ -123,7 +123,7 @@ fn what_others_take_away_is_made_again() {
         let (sender, events) = mpsc::channel();
         watch(move |event| sender.send(event).is_ok()).unwrap();
         let mut guard = apply(&client_with(Some(Block { allow_lan: true })), &host.journal()).unwrap();
-        assert_eq!(guard.repair(RepairExtent::All).unwrap(), Vec::<String>::new());
+        assert_eq!(guard.repair(&RepairExtent::all()).unwrap(), []);
         let shown = || {
             let mut shown = state();
             // Handles, and the order of tables, are new for a table that was loaded again.
@@ -154,23 +154,21 @@ fn what_others_take_away_is_made_again() {
             while repaired.is_empty() {
                 let event =
                     events.recv_timeout(Duration::from_secs(5)).unwrap_or_else(|_| panic!("{change}"));
-                if let Some(extent) = guard.concern_of(&event) {
-                    repaired = guard.repair(extent).unwrap();
-                }
+                let extent = guard.concern_of(&event);
+                repaired = guard.repair(&extent).unwrap();
             }
             println!("{change}: {} ms: {repaired:?}", started.elapsed().as_millis());
             // What the kernel takes along arrives in events of its own.
             let settled = Instant::now() + Duration::from_secs(5);
             while !difference(&before, &shown()).is_empty() && Instant::now() < settled {
-                if let Ok(event) = events.recv_timeout(Duration::from_millis(50))
-                    && let Some(extent) = guard.concern_of(&event)
-                {
-                    guard.repair(extent).unwrap();
+                if let Ok(event) = events.recv_timeout(Duration::from_millis(50)) {
+                    let extent = guard.concern_of(&event);
+                    guard.repair(&extent).unwrap();
                 }
             }
             let left = difference(&before, &shown());
             assert!(left.is_empty(), "{change}\n{}", left.join("\n"));
         }
-        assert_eq!(guard.repair(RepairExtent::All).unwrap(), Vec::<String>::new());
+        assert_eq!(guard.repair(&RepairExtent::all()).unwrap(), []);
     });
 }

@@ -1,15 +1,14 @@
 //! What of other programs' firewalls would drop what a gateway passes on.
 
-use adit_host::{HostEvent, Passage};
+use adit_host::Passage;
 
 use super::{Gateway, mtu_of, plan};
 use crate::config::Config;
 
 impl Gateway {
     /// Another firewall may have come, or have other chains than before.
-    pub(super) fn follow_firewalls(&mut self, event: &HostEvent) {
-        let HostEvent::Firewall { table } = event else { return };
-        if table.starts_with("adit") || !self.config.gateway.pass_firewalls {
+    pub(super) fn follow_firewalls(&mut self) {
+        if !self.config.gateway.pass_firewalls {
             return;
         }
         let now = passages(&self.config);
