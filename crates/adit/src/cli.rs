@@ -25,7 +25,7 @@ use crate::settings::ConfigVerb;
 use crate::status::Asking;
 use crate::{
     bench, check, demo, exclude, export, gateway, import, init, invite, ip, join, keys, lockdown, peer, plan,
-    proxy, reload, run, service, settings, status, verify, wg,
+    proxy, reload, restore, run, service, settings, status, verify, wg,
 };
 
 /// The name under which the program is a userspace WireGuard device, as wg-quick calls one.
@@ -153,6 +153,8 @@ enum Verb {
         /// The interface or its file [default: the only one]
         name: Option<String>,
     },
+    /// Put back what tunnels and gateways that were killed, or cut off by a reboot, left; for boot
+    Restore,
     /// Run the gateway or a tunnel as a service of systemd
     #[command(subcommand)]
     Service(service::ServiceVerb),
@@ -359,6 +361,9 @@ impl Cli {
         if self.verb.holds_keys() {
             crate::daemon::forbid_core_dumps();
         }
+        if !matches!(self.verb, Verb::Restore | Verb::Down { .. } | Verb::Lab { .. }) {
+            restore::after_boot(&home);
+        }
         match self.verb {
             Verb::Init(args) => init::run(&home, &args),
             Verb::Gateway(args) => gateway::run(&home, &args.over(layers)),
@@ -400,6 +405,7 @@ impl Cli {
             Verb::Plan(verb) => plan::run(&home, verb, layers),
             Verb::Lockdown { order } => lockdown::run(&home, order, &layers),
             Verb::Verify(args) => verify::run(&home, &args),
+            Verb::Restore => restore::run(&home),
             Verb::Down { name } => client::down(&home, name.as_deref()),
             Verb::Status { interface, json, watch } => {
                 let watch = watch.map(|secs| Duration::from_secs(secs.into()));
@@ -457,6 +463,7 @@ impl Verb {
             Self::Plan(_) => true,
             Self::Down { .. }
             | Self::Lockdown { .. }
+            | Self::Restore
             | Self::Status { .. }
             | Self::Events(_)
             | Self::Bench(_)

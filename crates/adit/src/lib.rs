@@ -45,6 +45,7 @@ pub mod qr;
 pub mod quota;
 pub mod reload;
 pub mod resolvers;
+pub mod restore;
 pub mod roaming;
 pub mod run;
 pub mod service;

@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, anyhow, bail};
 
-use self::unit::Unit;
+use self::unit::{Role, Unit};
 use crate::config::{Config, InterfaceName, Layers};
 use crate::home::Home;
 use crate::privilege;
@@ -45,6 +45,19 @@ pub struct Which {
     /// A profile, for the tunnel of it [default: the gateway]
     #[arg(value_name = "PROFILE")]
     profile: Option<InterfaceName>,
+    /// What puts back at boot, once, what a tunnel that was up when the machine was switched off left
+    #[arg(long, conflicts_with = "profile")]
+    restore: bool,
+}
+
+impl Which {
+    fn role(&self) -> Role<'_> {
+        match &self.profile {
+            Some(name) => Role::Tunnel(name),
+            None if self.restore => Role::Restore,
+            None => Role::Gateway,
+        }
+    }
 }
 
 /// Does what is asked.
@@ -66,15 +79,16 @@ pub fn run(home: &Home, verb: &ServiceVerb, layers: &Layers) -> anyhow::Result<E
 
 fn unit_for(home: &Home, which: &Which) -> anyhow::Result<Unit> {
     let program = std::env::current_exe().context("cannot find this program")?;
-    Unit::new(home, which.profile.as_ref(), &program)
+    Unit::new(home, which.role(), &program)
 }
 
 fn install(home: &Home, which: &Which, into: Option<&Path>, layers: &Layers) -> anyhow::Result<()> {
     let unit = unit_for(home, which)?;
     // A service that fails at every boot helps nobody.
-    match &which.profile {
-        None => drop(Config::load(home, layers)?),
-        Some(name) => {
+    match which.role() {
+        Role::Restore => {}
+        Role::Gateway => drop(Config::load(home, layers)?),
+        Role::Tunnel(name) => {
             let path = profile::find(home, Some(Path::new(name.as_str())), ForVerb("service install", ""))?;
             drop(crate::config::read_source(&path)?);
         }
@@ -157,7 +171,11 @@ fn control(home: &Home, which: &Which, verb: &str, done: &str) -> anyhow::Result
 }
 
 fn argument(which: &Which) -> String {
-    which.profile.as_ref().map(|name| format!(" {name}")).unwrap_or_default()
+    match which.role() {
+        Role::Gateway => String::new(),
+        Role::Tunnel(name) => format!(" {name}"),
+        Role::Restore => " --restore".to_owned(),
+    }
 }
 
 fn require_root(verb: &str) -> anyhow::Result<()> {

@@ -26,7 +26,11 @@ fn analyze(words: &[&str], file: &Path) -> adit_lab::Output {
 #[test]
 fn systemd_finds_the_unit_right_and_closed() {
     let directory = tempfile::tempdir().unwrap();
-    for (words, name) in [(&[][..], "adit.service"), (&["work"], "adit-work.service")] {
+    for (words, name) in [
+        (&[][..], "adit.service"),
+        (&["work"], "adit-work.service"),
+        (&["--restore"], "adit-restore-at-every-boot.service"),
+    ] {
         let path = directory.path().join(name);
         let text = unit(words);
         fs::write(&path, &text).unwrap();
@@ -42,8 +46,8 @@ fn systemd_finds_the_unit_right_and_closed() {
         fs::write(&path, text.lines().filter(is_rule).collect::<Vec<_>>().join("\n")).unwrap();
         let open = analyze(&["security", "--offline=yes", "--no-pager"], &path).stdout;
         assert!(!open.contains(line), "{open}");
-        fs::write(&path, text.replace("WatchdogSec", "WatchdogSecs")).unwrap();
-        assert!(analyze(&["verify", "--man=no"], &path).stderr.contains("WatchdogSecs"));
+        fs::write(&path, text.replace("TimeoutStartSec", "TimeoutStartSecs")).unwrap();
+        assert!(analyze(&["verify", "--man=no"], &path).stderr.contains("TimeoutStartSecs"));
     }
 }
 

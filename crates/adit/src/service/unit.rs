@@ -15,6 +15,40 @@ pub(super) struct Unit {
     text: String,
 }
 
+/// What a unit is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role<'a> {
+    Gateway,
+    Tunnel(&'a InterfaceName),
+    /// Once at boot: what a run before it left.
+    Restore,
+}
+
+const ORDER: &str = "\
+Wants=network-online.target
+After=network-online.target nss-lookup.target
+";
+const KIND: &str = "\
+Type=notify
+NotifyAccess=main
+ExecReload=/bin/kill -HUP $MAINPID
+Restart=on-failure
+RestartSec=2
+WatchdogSec=30
+TimeoutStartSec=90
+TimeoutStopSec=30
+";
+/// NetworkManager has to be there to be told, and names are asked for by whatever needs the network.
+const RESTORE_ORDER: &str = "\
+After=local-fs.target dbus.socket NetworkManager.service
+Before=network-online.target nss-lookup.target
+";
+const RESTORE_KIND: &str = "\
+Type=oneshot
+RemainAfterExit=yes
+TimeoutStartSec=30
+";
+
 /// The first line of every unit that `adit service` may replace or remove.
 const MARK: &str = "# Written by `adit service install`";
 
@@ -50,21 +84,26 @@ SystemCallFilter=~@privileged
 ";
 
 impl Unit {
-    /// The unit of the gateway of `home`, or of the tunnel of a profile.
+    /// The unit of `home` for a role.
     ///
     /// # Errors
     /// A path cannot stand in a unit.
-    pub(super) fn new(home: &Home, profile: Option<&InterfaceName>, program: &Path) -> anyhow::Result<Self> {
-        let name = name_of(home, profile);
+    pub(super) fn new(home: &Home, role: Role<'_>, program: &Path) -> anyhow::Result<Self> {
+        let name = name_of(home, role);
         let mut command = vec![quoted(program)?];
         if let Some(directory) = home.chosen() {
             command.extend(["--home".to_owned(), quoted(directory)?]);
         }
-        let (what, verb) = match profile {
-            None => ("adit VPN gateway".to_owned(), "gateway".to_owned()),
-            Some(name) => (format!("adit VPN tunnel {name}"), format!("up --foreground {name}")),
+        let (what, verb) = match role {
+            Role::Gateway => ("adit VPN gateway".to_owned(), "gateway".to_owned()),
+            Role::Tunnel(name) => (format!("adit VPN tunnel {name}"), format!("up --foreground {name}")),
+            Role::Restore => ("Put back what adit left at shutdown".to_owned(), "restore".to_owned()),
         };
         let command = command.join(" ");
+        let (order, kind) = match role {
+            Role::Restore => (RESTORE_ORDER, RESTORE_KIND),
+            Role::Gateway | Role::Tunnel(_) => (ORDER, KIND),
+        };
         let mut text = String::new();
         // Writing to a string cannot fail.
         let _ = writeln!(
@@ -74,20 +113,12 @@ impl Unit {
              [Unit]\n\
              Description={what}\n\
              Documentation=man:adit(1)\n\
-             Wants=network-online.target\n\
-             After=network-online.target nss-lookup.target\n\n\
+             {order}\n\
              [Service]\n\
-             Type=notify\n\
-             NotifyAccess=main\n\
              ExecStart={command} {verb}\n\
-             ExecReload=/bin/kill -HUP $MAINPID\n\
-             Restart=on-failure\n\
-             RestartSec=2\n\
-             WatchdogSec=30\n\
-             TimeoutStartSec=90\n\
-             TimeoutStopSec=30\n"
+             {kind}"
         );
-        files(&mut text, home, profile.is_some())?;
+        files(&mut text, home, role != Role::Gateway)?;
         let homes = if under_home(home, program) { "read-only" } else { "yes" };
         text.push_str(&SANDBOX.replace("HOMES", homes));
         text.push_str("\n[Install]\nWantedBy=multi-user.target\n");
@@ -118,7 +149,9 @@ impl Unit {
 /// What the service may write.
 fn files(text: &mut String, home: &Home, is_tunnel: bool) -> anyhow::Result<()> {
     if is_tunnel {
-        text.push_str("# A tunnel changes /etc/resolv.conf, so /etc stays open.\nProtectSystem=yes\n");
+        text.push_str(
+            "# A tunnel's servers stand in /etc/resolv.conf, so /etc stays open.\nProtectSystem=yes\n",
+        );
     } else {
         text.push_str("# The gateway turns on forwarding, so /proc/sys stays open.\nProtectSystem=strict\n");
     }
@@ -142,10 +175,16 @@ fn under_home(home: &Home, program: &Path) -> bool {
     lives_there(program) || home.chosen().is_some_and(lives_there)
 }
 
-fn name_of(home: &Home, profile: Option<&InterfaceName>) -> String {
+fn name_of(home: &Home, role: Role<'_>) -> String {
     let plain = |char: char| if char.is_ascii_alphanumeric() || "_.-".contains(char) { char } else { '_' };
     let of_home = home.chosen().and_then(Path::file_name).map(PathBuf::from);
-    let words = [of_home.map(|it| it.to_string_lossy().into_owned()), profile.map(ToString::to_string)];
+    let of_role = match role {
+        Role::Gateway => None,
+        Role::Tunnel(name) => Some(name.to_string()),
+        // Longer than the name of an interface can be.
+        Role::Restore => Some("restore-at-every-boot".to_owned()),
+    };
+    let words = [of_home.map(|it| it.to_string_lossy().into_owned()), of_role];
     let mut name = "adit".to_owned();
     for word in words.into_iter().flatten() {
         name.push('-');
@@ -169,8 +208,9 @@ mod tests {
 
     fn unit(home: Option<&str>, profile: Option<&str>) -> Unit {
         let home = Home::new(home.map(Path::new)).unwrap();
-        let profile = profile.map(|name| name.parse().unwrap());
-        Unit::new(&home, profile.as_ref(), Path::new("/usr/local/bin/adit")).unwrap()
+        let profile: Option<InterfaceName> = profile.map(|name| name.parse().unwrap());
+        let role = profile.as_ref().map_or(Role::Gateway, Role::Tunnel);
+        Unit::new(&home, role, Path::new("/usr/local/bin/adit")).unwrap()
     }
 
     #[test]
@@ -203,7 +243,7 @@ mod tests {
     #[test]
     fn a_program_in_a_home_directory_can_still_be_run() {
         let home = Home::new(None).unwrap();
-        let of = |program: &str| Unit::new(&home, None, Path::new(program)).unwrap().text;
+        let of = |program: &str| Unit::new(&home, Role::Gateway, Path::new(program)).unwrap().text;
         assert!(of("/usr/bin/adit").contains("ProtectHome=yes"));
         assert!(of("/run/user/7/adit").contains("ProtectHome=read-only"));
     }
