@@ -9,6 +9,7 @@ mod beside;
 mod block;
 mod forwarding;
 mod hook;
+mod mark;
 mod obstacle;
 mod reload;
 pub mod split;
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use adit_host::{Block, ClientHost, Firewall, Fwmark, Guard, Plan, RouteTable};
+use adit_host::{Block, ClientHost, Guard, Plan, RouteTable};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
@@ -27,6 +28,7 @@ use adit_proto::key::PublicKey;
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 
+use self::mark::mark_with;
 use self::obstacle::{Obstacle, PortalWatch};
 use self::reload::Sources;
 use self::split::Split;
@@ -479,18 +481,6 @@ fn plan(
     Ok((plan, if needed { fwmark.get() } else { 0 }))
 }
 
-/// The plan takes the number of its table for a mark; the user may have chosen another.
-fn mark_with(plan: &mut Plan, mark: u32) {
-    for rule in plan.rules.iter_mut().filter(|rule| rule.fwmark.is_some()) {
-        rule.fwmark = Some(Fwmark::from(mark));
-    }
-    for firewall in &mut plan.firewalls {
-        if let Firewall::Client(firewall) = firewall {
-            firewall.fwmark = mark;
-        }
-    }
-}
-
 fn networks_of(file: &WgQuick) -> impl Iterator<Item = &IpNet> {
     file.interface.addresses.iter().chain(file.peers.iter().flat_map(|peer| &peer.allowed_ips))
 }
@@ -608,6 +598,8 @@ fn clean_up(home: &Home, interface: &str) -> anyhow::Result<ExitCode> {
 
 #[cfg(test)]
 mod tests {
+    use adit_host::Firewall;
+
     use super::*;
 
     #[test]
