@@ -96,6 +96,14 @@ pub enum HostError {
     )]
     JournalUnreadable { path: PathBuf, line: usize, reason: String },
 
+    /// Somebody else may have written what we would do to the host.
+    #[error(
+        "the journal {} is not ours: {why}. What it says would be done to this host with our rights, so nothing of it was \
+         read. See who made it (ls -l), and remove it",
+        path.display()
+    )]
+    JournalForeign { path: PathBuf, why: String },
+
     /// The changes were made in a different, still living, network namespace.
     #[error(
         "the changes in {} were made in network namespace {made_in}, and this is {here}. \

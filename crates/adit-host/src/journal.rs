@@ -13,6 +13,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use rustix::process::geteuid;
 use serde::{Deserialize, Serialize};
 
 use crate::error::HostError;
@@ -69,9 +72,10 @@ impl Journal {
         let directory = directory_of(path);
         fs::create_dir_all(directory)
             .map_err(|error| HostError::file("create the directory", directory, error))?;
-        let create = || OpenOptions::new().append(true).create(true).mode(0o600).open(path);
+        let create =
+            || OpenOptions::new().append(true).create(true).mode(0o600).custom_flags(FLAGS).open(path);
         loop {
-            create().map_err(|error| HostError::file("create", path, error))?;
+            create().map_err(|error| refused_open("create", path, error))?;
             if let Some(journal) = Journal::open_existing(path)? {
                 return Ok(journal);
             }
@@ -80,9 +84,11 @@ impl Journal {
 
     /// Opens the journal if there is one.
     pub(crate) fn open_existing(path: &Path) -> Result<Option<(Journal, Leftover)>, HostError> {
-        let problem = |error| HostError::file("open", path, error);
+        let problem = |error| refused_open("open", path, error);
         let Some(lock) = lock(path)? else { return Ok(None) };
-        let mut file = OpenOptions::new().read(true).append(true).open(path).map_err(problem)?;
+        let open = OpenOptions::new().read(true).append(true).custom_flags(FLAGS).open(path);
+        let mut file = open.map_err(problem)?;
+        refuse_foreign(&file, path)?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).map_err(problem)?;
         let (leftover, next_seq, whole_bytes) = parse(&bytes, path)?;
@@ -211,15 +217,48 @@ fn parse(bytes: &[u8], path: &Path) -> Result<(Leftover, u64, usize), HostError>
     Ok((leftover, next_seq, whole_bytes))
 }
 
+/// Neither led elsewhere by a link that somebody else made, nor made to wait by a pipe.
+const FLAGS: i32 = (OFlags::NOFOLLOW.bits() | OFlags::NONBLOCK.bits()) as i32;
+
+/// What is read here is done to this host with our rights: only we may have written it.
+fn refuse_foreign(file: &File, path: &Path) -> Result<(), HostError> {
+    let metadata = file.metadata().map_err(|error| HostError::file("look at", path, error))?;
+    let foreign = |why: String| Err(HostError::JournalForeign { path: path.to_owned(), why });
+    let us = geteuid().as_raw();
+    if !metadata.is_file() {
+        return foreign("it is no file".to_owned());
+    }
+    if metadata.uid() != us && metadata.uid() != 0 {
+        return foreign(format!("it belongs to user {}", metadata.uid()));
+    }
+    match metadata.mode() & 0o022 {
+        0 => Ok(()),
+        _ => foreign(format!("its mode {:o} lets others write to it", metadata.mode() & 0o7777)),
+    }
+}
+
+fn refused_open(doing: &'static str, path: &Path, error: io::Error) -> HostError {
+    match Errno::from_io_error(&error) {
+        Some(Errno::LOOP) => {
+            HostError::JournalForeign { path: path.to_owned(), why: "it is a symbolic link".to_owned() }
+        }
+        Some(Errno::NXIO) => {
+            HostError::JournalForeign { path: path.to_owned(), why: "it is no file".to_owned() }
+        }
+        _ => HostError::file(doing, path, error),
+    }
+}
+
 /// Locks the file; `None` when there is none.
 fn lock(path: &Path) -> Result<Option<File>, HostError> {
     let problem = |error| HostError::file("lock", path, error);
     let patience = Instant::now() + LOCK_PATIENCE;
     loop {
-        let file = match File::open(path) {
+        let file = match OpenOptions::new().read(true).custom_flags(FLAGS).open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(problem)?,
+            file => file.map_err(|error| refused_open("lock", path, error))?,
         };
+        refuse_foreign(&file, path)?;
         match file.try_lock() {
             Ok(()) => {
                 // Between our open and our lock its former holder may have removed the file.
@@ -339,6 +378,43 @@ mod tests {
                 "cut at {cut}"
             );
             assert!(parse(&bytes[..whole_bytes], &path).unwrap().2 == whole_bytes, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_journal_that_others_may_have_written_is_not_believed() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal");
+        let (mut journal, _) = Journal::open(&path).unwrap();
+        journal.begin().unwrap();
+        journal.record(&[made(1)]).unwrap();
+        drop(journal);
+        let refused = |path: &Path, part: &str| {
+            for error in [Journal::open(path).unwrap_err(), Journal::open_existing(path).unwrap_err()] {
+                assert!(matches!(error, HostError::JournalForeign { .. }), "{error}");
+                assert!(error.to_string().contains(part), "{error}");
+            }
+        };
+        let chmod = |mode: u32| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        for mode in [0o620, 0o602] {
+            chmod(mode);
+            refused(&path, "lets others write");
+        }
+        chmod(0o644);
+        assert_eq!(Journal::open(&path).unwrap().1.changes.len(), 1, "others may read it");
+
+        let link = directory.path().join("link");
+        symlink(&path, &link).unwrap();
+        refused(&link, "symbolic link");
+        let pipe = directory.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        refused(&pipe, "no file");
+        // Only root can give a file away.
+        if std::os::unix::fs::chown(&path, Some(65534), None).is_ok() {
+            refused(&path, "belongs to user 65534");
         }
     }
 

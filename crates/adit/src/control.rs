@@ -10,12 +10,12 @@ use std::fs;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
-use crate::daemon::PidFile;
+use crate::daemon::{self, PidFile};
 use crate::home::Home;
 use crate::socket::{Patience, PrivateSocket, Requests, SocketError, answer as send};
 use crate::status::{Report, Role};
@@ -121,6 +121,17 @@ pub enum ControlError {
         path: PathBuf,
         /// What went wrong.
         reason: String,
+    },
+    /// Something has stopped its process.
+    #[error(
+        "the process {pid} of {interface} stands still: a signal has stopped it (`adit verify` does so for a moment). \
+         `kill -CONT {pid}` lets it go on; then say this again"
+    )]
+    StandsStill {
+        /// The process.
+        pid: u32,
+        /// What it runs.
+        interface: String,
     },
     /// The instance could not do it.
     #[error("{0}")]
@@ -260,6 +271,7 @@ pub fn request(home: &Home, interface: &str, verb: Verb) -> Result<Answer, Contr
         io::ErrorKind::PermissionDenied => ControlError::Forbidden { path: path.clone() },
         _ => no_answer(error.to_string()),
     })?;
+    wait_while_it_stands_still(home, interface)?;
     send(&stream, CLIENT_PATIENCE, &encode(Question { request: verb }))
         .map_err(|error| no_answer(error.to_string()))?;
     let line = Requests::new(&stream, b"\n", CLIENT_PATIENCE)
@@ -273,6 +285,21 @@ pub fn request(home: &Home, interface: &str, verb: Verb) -> Result<Answer, Contr
         Err(error) => Err(no_answer(error.to_string())),
     }
 }
+
+/// A moment of that is a test's; nobody waits for more.
+fn wait_while_it_stands_still(home: &Home, interface: &str) -> Result<(), ControlError> {
+    let Some(pid) = PidFile::holder(&pid_path(home, interface)) else { return Ok(()) };
+    let patience = Instant::now() + STANDSTILL;
+    while daemon::stands_still(pid) {
+        if Instant::now() > patience {
+            return Err(ControlError::StandsStill { pid, interface: interface.to_owned() });
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+const STANDSTILL: Duration = Duration::from_secs(4);
 
 /// Tells the gateway of `home` behind `interface` to read its configuration again; `None` when no gateway
 /// runs there.

@@ -66,6 +66,12 @@ impl Readiness {
     }
 }
 
+/// Whether a signal has stopped a process, so that it does nothing until another lets it go on.
+pub fn stands_still(pid: u32) -> bool {
+    let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    state.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
+}
+
 /// One line of the sd_notify protocol, when a service manager listens.
 pub fn notify_service_manager(state: &str) {
     let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };

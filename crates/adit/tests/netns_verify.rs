@@ -2,10 +2,13 @@
 
 mod common;
 
-use adit_lab::Host;
+use std::time::Duration;
+
+use adit_lab::{Host, Process, wait_for};
 use serde_json::Value;
 
-use common::internet::{GATEWAY, Internet, adit, admit, init, start_gateway, stop_gateway, succeed};
+use common::internet::{GATEWAY, Internet, adit, admit, home, init, start_gateway, stop_gateway, succeed};
+use common::{ADIT, SOON};
 
 fn verify(client: &Host) -> (Option<i32>, Value) {
     let output = adit(client, &["verify", "--json"]);
@@ -106,5 +109,93 @@ fn a_leak_is_found_and_where_none_is_none_is_told() {
     assert_eq!(net.seen_from(client)[0], GATEWAY, "the tunnel is as before");
     succeed(client, &["down"]);
     assert!(!client.exec(["nft", "list", "ruleset"]).unwrap().stdout.contains("adit"));
+    stop_gateway(gateway);
+}
+
+/// A tunnel under a kill switch, and the process that carries it.
+fn tunnel(net: &Internet) -> (Process, String) {
+    let client = &net.clients[0];
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    succeed(client, &["up", &file]);
+    let pid = std::fs::read_to_string(home(client).join("run/tun-0.pid")).unwrap().trim().to_owned();
+    (gateway, pid)
+}
+
+fn stands_still(pid: &str) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit_once(')').unwrap().1.trim_start().starts_with('T')
+}
+
+#[test]
+fn a_test_that_is_ended_early_in_any_way_lets_the_tunnel_go_on() {
+    let net = Internet::new("verifyend", 1);
+    let client = &net.clients[0];
+    let (gateway, pid) = tunnel(&net);
+    let home_flag = home(client).display().to_string();
+    for signal in ["-INT", "-TERM", "-KILL"] {
+        let mut test = client.spawn([ADIT, "--home", &home_flag, "verify"]).unwrap();
+        wait_for("the tunnel to be frozen", Duration::from_secs(30), || stands_still(&pid).then_some(()))
+            .unwrap();
+        client.exec(["kill", signal, &test.id().to_string()]).unwrap();
+        assert_ne!(test.wait(SOON).unwrap().code(), Some(0));
+        wait_for(format!("the tunnel to go on after {signal}"), SOON, || (!stands_still(&pid)).then_some(()))
+            .unwrap();
+        assert_eq!(net.seen_from(client)[0], GATEWAY);
+    }
+    let has_outage = || client.exec(["nft", "list", "tables"]).unwrap().stdout.contains("adit_verify");
+    for signal in ["-INT", "-KILL"] {
+        let mut test = client.spawn([ADIT, "--home", &home_flag, "verify"]).unwrap();
+        wait_for("the outage", Duration::from_secs(30), || has_outage().then_some(())).unwrap();
+        client.exec(["kill", signal, &test.id().to_string()]).unwrap();
+        test.wait(SOON).unwrap();
+        assert_eq!(has_outage(), signal == "-KILL", "{signal}: nobody can help a process that is killed");
+    }
+    let (code, page) = verify(client);
+    assert_eq!(code, Some(0), "the next test mends what was left: {page}");
+    assert!(!has_outage());
+
+    // Whoever else stops the process is told of.
+    client.exec(["kill", "-STOP", &pid]).unwrap();
+    for arguments in [&["status"][..], &["down"]] {
+        let told = adit(client, arguments);
+        let text = format!("{}{}", told.stdout, told.stderr);
+        assert!(text.contains("stands still") && text.contains(&format!("kill -CONT {pid}")), "{text}");
+    }
+    client.exec(["kill", "-CONT", &pid]).unwrap();
+    succeed(client, &["down"]);
+    assert!(!client.exec(["nft", "list", "ruleset"]).unwrap().stdout.contains("adit"));
+    stop_gateway(gateway);
+}
+
+#[test]
+fn a_test_reads_nothing_that_others_may_have_written() {
+    let net = Internet::new("verifytmp", 1);
+    let client = &net.clients[0];
+    client.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
+    let (gateway, _) = tunnel(&net);
+    // Whatever lies where everybody may write: a pipe there would make whoever reads it wait for ever.
+    let mut test =
+        client.spawn([ADIT, "--home", &home(client).display().to_string(), "verify", "--no-cuts"]).unwrap();
+    let planted = std::env::temp_dir().join(format!("adit-verify-{}.journal", test.id()));
+    client.exec(["mkfifo", "-m", "666", &planted.display().to_string()]).unwrap();
+    let output = test.wait(Duration::from_secs(60));
+    std::fs::remove_file(&planted).unwrap();
+    assert_eq!(output.unwrap().code(), Some(0), "{}", test.stderr());
+
+    // And a journal where ours are is believed only if we wrote it.
+    let path = home(client).join("state/adit_verify.device");
+    std::fs::write(&path, "").unwrap();
+    std::os::unix::fs::chown(&path, Some(65534), None).unwrap();
+    let refused = adit(client, &["verify"]);
+    assert!(
+        refused.code() == Some(1)
+            && refused.stderr.contains("is not ours")
+            && refused.stderr.contains("65534"),
+        "{refused:?}"
+    );
+    std::fs::remove_file(&path).unwrap();
+    succeed(client, &["down"]);
     stop_gateway(gateway);
 }

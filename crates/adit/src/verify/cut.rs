@@ -1,5 +1,9 @@
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use std::{fs, thread};
+use std::{io, thread};
 
 use adit_host::{Firewall, Guard, Hop, MAIN_TABLE, OutageFirewall, Plan, Route};
 use anyhow::{Context, bail};
@@ -7,6 +11,7 @@ use ipnet::IpNet;
 
 use super::traffic::{Class, Outside};
 use crate::control;
+use crate::daemon;
 use crate::home::Home;
 use crate::status::Report;
 
@@ -24,8 +29,8 @@ pub enum Cut {
 
 /// A cut that was made.
 #[derive(Debug)]
-pub enum Made {
-    Frozen(u32),
+enum Made {
+    Frozen { pid: u32, lifeline: Child },
     Unreachable(Guard),
     RogueRoute(Guard),
 }
@@ -41,21 +46,25 @@ impl Cut {
         }
     }
 
-    pub fn make(self, home: &Home, report: &Report, outside: &Outside) -> anyhow::Result<Made> {
-        // A test that is killed leaves its journal, and `adit down adit_verify` undoes it.
-        let journal = control::journal_path(home, "adit_verify");
+    fn make(self, journal: &Path, report: &Report, outside: &Outside) -> anyhow::Result<Made> {
         match self {
             Self::Frozen => {
-                adit_io::sys::freeze(report.pid, true).context("cannot stop the process of the tunnel")?;
-                wait_until_stopped(report.pid);
-                Ok(Made::Frozen(report.pid))
+                let pid = report.pid;
+                let lifeline = lifeline(pid).context("cannot start what would let the process go on")?;
+                let made = Made::Frozen { pid, lifeline };
+                if let Err(error) = adit_io::sys::freeze(pid, true) {
+                    made.mend();
+                    return Err(error).context("cannot stop the process of the tunnel");
+                }
+                wait_until_stopped(pid);
+                Ok(made)
             }
             Self::Unreachable => match report.fwmark {
                 0 => bail!("the tunnel's packets bear no mark, so they cannot be told from others"),
                 fwmark => {
                     let firewalls = vec![Firewall::Outage(OutageFirewall { fwmark })];
                     let plan = Plan { firewalls, ..Plan::default() };
-                    Ok(Made::Unreachable(adit_host::apply(&plan, &journal)?))
+                    Ok(Made::Unreachable(adit_host::apply(&plan, journal)?))
                 }
             },
             Self::RogueRoute => {
@@ -66,7 +75,7 @@ impl Cut {
                 let hop = Hop::Gateway { via, link: Some(interface.clone()) };
                 let route = Route { destination, hop, table: MAIN_TABLE, metric: None };
                 let plan = Plan { routes: vec![route], ..Plan::default() };
-                Ok(Made::RogueRoute(adit_host::apply(&plan, &journal)?))
+                Ok(Made::RogueRoute(adit_host::apply(&plan, journal)?))
             }
         }
     }
@@ -74,21 +83,103 @@ impl Cut {
 
 impl Made {
     /// As before the cut; what adit has mended by itself meanwhile stays.
-    pub fn mend(self) {
+    fn mend(self) {
         match self {
-            Self::Frozen(pid) => {
+            Self::Frozen { pid, mut lifeline } => {
                 let _ = adit_io::sys::freeze(pid, false);
+                drop(lifeline.stdin.take());
+                let _ = lifeline.wait();
             }
             Self::Unreachable(guard) | Self::RogueRoute(guard) => drop(guard),
+        }
+    }
+}
+
+/// Lets the process go on once this one is gone, however it ends: it waits for the end of a pipe that only we hold.
+fn lifeline(pid: u32) -> io::Result<Child> {
+    Command::new("/bin/sh")
+        .args(["-c", "read -r _; kill -CONT \"$0\"", &pid.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        // What a terminal sends to us is not for it.
+        .process_group(0)
+        .spawn()
+}
+
+/// Makes cuts, one at a time, and mends the one there is when the test is ended early.
+pub struct Cuts {
+    journal: PathBuf,
+    made: Arc<Mutex<Option<Made>>>,
+}
+
+const INTERRUPTED: i32 = 130;
+
+impl Cuts {
+    /// Undoes what a test left that was killed, and from now on listens for signals.
+    ///
+    /// # Errors
+    /// The host refuses.
+    pub fn begin(home: &Home) -> anyhow::Result<Self> {
+        let journal = control::journal_path(home, NAME);
+        for journal in [&journal, &device_journal(home)] {
+            adit_host::undo_journal(journal).context("cannot put back what a test that was killed left")?;
+        }
+        let made = Arc::<Mutex<Option<Made>>>::default();
+        let held = Arc::clone(&made);
+        let signals = daemon::signals()?;
+        thread::Builder::new().name("verify-end".to_owned()).spawn(move || {
+            if signals.recv().is_err() {
+                return;
+            }
+            // Nothing is made any more while this is held.
+            let mut made = held.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(made) = made.take() {
+                made.mend();
+            }
+            eprintln!("the test was ended early; the tunnel is as it was");
+            std::process::exit(INTERRUPTED);
+        })?;
+        Ok(Self { journal, made })
+    }
+
+    /// Cuts.
+    ///
+    /// # Errors
+    /// It is not possible here.
+    pub fn make(&self, cut: Cut, report: &Report, outside: &Outside) -> anyhow::Result<()> {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        *made = Some(cut.make(&self.journal, report, outside)?);
+        Ok(())
+    }
+
+    /// Mends the cut that was made, and waits until traffic may go its way again.
+    pub fn mend(&self) {
+        if let Some(made) = self.made.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            made.mend();
         }
         thread::sleep(Duration::from_millis(300));
     }
 }
 
+/// What the journal of a cut is called, as if it were an interface.
+const NAME: &str = "adit_verify";
+
+/// No journal that `status` and `down` look for: with our process the device is gone, and so is all of it.
+pub fn device_journal(home: &Home) -> PathBuf {
+    home.state_dir.join(format!("{NAME}.device"))
+}
+
+/// Undoes what a test left that was killed; one that runs does so itself.
+pub fn mend_leftovers(home: &Home) {
+    if let Err(error) = adit_host::undo_journal(&control::journal_path(home, NAME)) {
+        tracing::debug!("{error}");
+    }
+}
+
 fn wait_until_stopped(pid: u32) {
     for _ in 0..50 {
-        let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        if state.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T')) {
+        if daemon::stands_still(pid) {
             return;
         }
         thread::sleep(Duration::from_millis(10));

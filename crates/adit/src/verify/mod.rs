@@ -22,7 +22,8 @@ use anyhow::{Context, bail};
 use clap::Args;
 use serde::Serialize;
 
-use self::cut::Cut;
+pub use self::cut::mend_leftovers;
+use self::cut::{Cut, Cuts};
 use self::sniffer::{Seen, Sniffer};
 use self::traffic::{CONTROL, Class, Fate, Outside};
 use crate::home::Home;
@@ -93,7 +94,8 @@ pub fn run(home: &Home, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let report = status::client(home, args.interface.as_deref(), "verify")?;
     let endpoints: Vec<SocketAddr> =
         report.peers.iter().filter_map(|peer| peer.endpoint.as_ref()?.parse().ok()).collect();
-    let outside = outside(&report, &endpoints)?;
+    let cuts = Cuts::begin(home)?;
+    let outside = outside(home, &report, &endpoints)?;
     let names: Vec<String> = outside.iter().map(|it| it.interface.clone()).collect();
     let indices: Vec<u32> = names.iter().filter_map(|name| adit_host::link_index(name)).collect();
     let sniffer = Sniffer::start(&indices).context("cannot listen on the interfaces outside")?;
@@ -113,11 +115,11 @@ pub fn run(home: &Home, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let mut situations = vec![look("the tunnel is up", &sniffer, &endpoints, first)];
     if !args.no_cuts {
         for cut in Cut::ALL {
-            situations.push(match cut.make(home, &report, first) {
-                Ok(made) => {
+            situations.push(match cuts.make(cut, &report, first) {
+                Ok(()) => {
                     let _ = sniffer.take();
                     let situation = look(cut.name(), &sniffer, &endpoints, first);
-                    made.mend();
+                    cuts.mend();
                     situation
                 }
                 Err(error) => Situation {
@@ -154,19 +156,25 @@ fn kill_switch(report: &Report) -> bool {
 }
 
 /// The interfaces by which the tunnel's own packets leave.
-fn outside(report: &Report, endpoints: &[SocketAddr]) -> anyhow::Result<Vec<Outside>> {
+fn outside(home: &Home, report: &Report, endpoints: &[SocketAddr]) -> anyhow::Result<Vec<Outside>> {
+    let journal = cut::device_journal(home);
     let mut found: Vec<Outside> = Vec::new();
     for endpoint in endpoints {
         let Some(way) = adit_host::way_to(endpoint.ip(), report.fwmark)? else { continue };
         let Some(interface) = adit_host::link_name(way.link_index) else { continue };
         if found.iter().all(|it| it.interface != interface) {
-            found.push(Outside { interface, address: way.source, gateway: way.gateway });
+            found.push(Outside {
+                interface,
+                address: way.source,
+                gateway: way.gateway,
+                journal: journal.clone(),
+            });
         }
     }
     // Every other interface with a cable is a way out as well.
     for interface in adit_host::ethernet_links() {
         if found.iter().all(|it| it.interface != interface) {
-            found.push(Outside { interface, address: None, gateway: None });
+            found.push(Outside { interface, address: None, gateway: None, journal: journal.clone() });
         }
     }
     Ok(found)

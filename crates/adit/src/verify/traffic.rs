@@ -2,6 +2,7 @@
 //! 3849), which nobody has: what is seen going there was sent by this test.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use adit_io::tun::{Tun, TunConfig};
@@ -75,6 +76,8 @@ pub struct Outside {
     pub interface: String,
     pub address: Option<IpAddr>,
     pub gateway: Option<IpAddr>,
+    /// Where the device of forwarded traffic is written down, beside our other journals: nobody else can write there.
+    pub journal: PathBuf,
 }
 
 /// What became of sending: the system may refuse, which is as good as it gets.
@@ -113,7 +116,7 @@ pub fn send(class: Class, outside: &Outside) -> Fate {
             Some(address) if address.is_ipv4() => datagram(SocketAddr::new(target, 9), None, Some(address)),
             _ => return Fate::NotHere("there is no IPv4 address outside"),
         },
-        Class::Forwarded => return forwarded(target),
+        Class::Forwarded => return forwarded(target, &outside.journal),
     };
     if outcome.is_ok() { Fate::Sent } else { Fate::Refused }
 }
@@ -157,13 +160,13 @@ fn ping(target: IpAddr) -> std::io::Result<()> {
 }
 
 /// A packet as from a container: it comes in by a device of its own, and this host passes it on if it passes on at all.
-fn forwarded(target: IpAddr) -> Fate {
+fn forwarded(target: IpAddr, journal: &Path) -> Fate {
     let forwards = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|it| it.trim() == "1");
     let IpAddr::V4(target) = target else { return Fate::NotHere("it is for IPv4") };
     if !forwards {
         return Fate::NotHere("this host forwards nothing (net.ipv4.ip_forward is 0)");
     }
-    match send_through_device(target) {
+    match send_through_device(target, journal) {
         Ok(()) => Fate::Sent,
         Err(_) => Fate::Refused,
     }
@@ -171,17 +174,16 @@ fn forwarded(target: IpAddr) -> Fate {
 
 const DEVICE: &str = "adit-verify";
 
-fn send_through_device(target: Ipv4Addr) -> anyhow::Result<()> {
+fn send_through_device(target: Ipv4Addr, journal: &Path) -> anyhow::Result<()> {
     let config = TunConfig { name: Some(DEVICE.to_owned()), queues: 1, offload: false };
     let mut device = Tun::create(&config)?;
-    let journal = std::env::temp_dir().join(format!("adit-verify-{}.journal", std::process::id()));
     let plan = adit_host::Plan {
         links: vec![adit_host::Link { name: DEVICE.to_owned(), mtu_bytes: None, up: true }],
         // Of the network for benchmarks (RFC 2544), so that it meets no other.
         addresses: vec![adit_host::Address { link: DEVICE.to_owned(), address: "198.18.255.1/30".parse()? }],
         ..adit_host::Plan::default()
     };
-    let guard = adit_host::apply(&plan, &journal)?;
+    let guard = adit_host::apply(&plan, journal)?;
     let written = match device.first_mut() {
         Some(device) => {
             (0..3).try_for_each(|_| device.write(&udp_packet([198, 18, 255, 2], target.octets())))
