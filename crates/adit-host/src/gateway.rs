@@ -23,6 +23,8 @@ pub struct GatewayHost {
     pub client_to_client: bool,
     /// Destinations that clients may not reach through the gateway unless [`Reach::lan`] holds them.
     pub denied: Vec<IpNet>,
+    /// [`neighbour_networks`](crate::neighbour_networks), which are denied in the same way.
+    pub neighbours: Vec<IpNet>,
     pub reach: Reach,
     /// [`foreign_forward_drops`](crate::foreign_forward_drops) that the tunnel is to pass.
     pub passages: Vec<Passage>,
@@ -68,6 +70,7 @@ pub fn gateway_plan(host: &GatewayHost) -> Plan {
             masquerade: host.masquerade,
             client_to_client: host.client_to_client,
             denied: host.denied.clone(),
+            neighbours: host.neighbours.clone(),
             reach: host.reach.clone(),
         })],
         passages: host.passages.clone(),
@@ -109,6 +112,7 @@ mod tests {
             masquerade: true,
             client_to_client: false,
             denied: vec!["169.254.0.0/16".parse().unwrap()],
+            neighbours: vec![],
             reach: Reach::default(),
             passages: vec![],
             links_accepting_ra: vec!["eth0".into(), "adit0".into()],
@@ -143,6 +147,7 @@ route    192.168.50.0/24 dev adit0
             masquerade: false,
             client_to_client: true,
             denied: vec![],
+            neighbours: vec![],
             reach: Reach::default(),
             passages: vec![],
             links_accepting_ra: vec!["eth0".into()],

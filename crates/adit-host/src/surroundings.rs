@@ -55,6 +55,31 @@ pub fn surroundings() -> Result<Surroundings, HostError> {
     Ok(around)
 }
 
+/// The public networks that this host is in by its interfaces but `link`: what a router sends there, neighbours get.
+/// Those that are private anyway, and single addresses, are left out.
+pub fn neighbour_networks(link: &str) -> Result<Vec<IpNet>, HostError> {
+    let mut netlink = Netlink::open()?;
+    let links = link::list(&mut netlink)?;
+    let ours = links.iter().find(|it| it.name == link).map(|it| it.index);
+    let addresses = address::list(&mut netlink)?;
+    let addresses = addresses.iter().map(|it| (it.address.trunc(), Some(it.index)));
+    let routes = route::list(&mut netlink)?;
+    let on_link = routes.iter().filter(|it| it.table == MAIN_TABLE && it.unicast && it.gateway.is_none());
+    let found = addresses.chain(on_link.map(|it| (it.destination.trunc(), it.oif)));
+    let private = crate::gateway::private_networks();
+    let is_neighbour = |net: &IpNet| {
+        let is_multicast = net.addr().is_multicast();
+        (2..net.max_prefix_len()).contains(&net.prefix_len())
+            && !is_multicast
+            && !private.iter().any(|known| known.contains(net))
+    };
+    let nets: Vec<IpNet> = found
+        .filter(|(net, by)| (ours.is_none() || *by != ours) && is_neighbour(net))
+        .map(|(net, _)| net)
+        .collect();
+    Ok(IpNet::aggregate(&nets))
+}
+
 impl Surroundings {
     fn add(&mut self, network: IpNet, by: String) {
         let is_nobodys = match network.addr() {

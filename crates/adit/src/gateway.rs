@@ -9,6 +9,7 @@
 
 mod dns;
 mod invited;
+mod neighbours;
 mod passages;
 mod peers;
 mod reach;
@@ -103,6 +104,8 @@ struct Gateway {
     guard: Guard,
     /// The chains of others that were let pass last.
     passages: Vec<Passage>,
+    /// The networks around that were closed last.
+    neighbours: Vec<IpNet>,
     socket: PrivateSocket,
     instance: Instance,
     home: Home,
@@ -212,6 +215,7 @@ impl Gateway {
             resolver: dns::start(&config),
             metrics,
             passages: passages(&config),
+            neighbours: neighbours::around(&config),
             guard,
             socket,
             instance,
@@ -246,8 +250,12 @@ impl Gateway {
                 Wake::Heard => self.unsaved = true,
                 Wake::Exclude(_) => {}
                 Wake::Host(noticed) => {
-                    if self.instance.upkeep.tend(&mut self.guard, &noticed) {
+                    let others = self.instance.upkeep.tend(&mut self.guard, &noticed);
+                    if others.firewall {
                         self.follow_firewalls();
+                    }
+                    if others.networks {
+                        self.follow_neighbours();
                     }
                 }
                 Wake::Reload(asked) => {
@@ -526,6 +534,7 @@ fn plan(config: &Config, invited: &Invited, port: u16, mtu_bytes: u32) -> Plan {
         masquerade: gateway.masquerade,
         client_to_client: gateway.client_to_client,
         denied: adit_host::private_networks(),
+        neighbours: neighbours::around(config),
         reach: reach::of(config),
         passages: passages(config),
         links_accepting_ra: adit_host::links_accepting_router_advertisements(),

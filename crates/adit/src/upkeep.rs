@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
-use adit_host::{Guard, HostEvent, RepairExtent};
+use adit_host::{MAIN_TABLE, Guard, HostEvent, RepairExtent};
 use crossbeam_channel::{Receiver, TrySendError, bounded, never};
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +121,32 @@ impl Noticed {
     }
 }
 
+/// What changed beside what is ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Others {
+    /// Another program's firewall.
+    pub firewall: bool,
+    /// The networks that this host is in.
+    pub networks: bool,
+}
+
+impl Others {
+    fn of(event: &HostEvent) -> Self {
+        Self {
+            firewall: matches!(event, HostEvent::Firewall { table, .. } if !table.starts_with("adit")),
+            networks: match event {
+                HostEvent::Address { .. } => true,
+                HostEvent::Route { table, gateway, .. } => *table == MAIN_TABLE && gateway.is_none(),
+                _ => false,
+            },
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self { firewall: self.firewall || other.firewall, networks: self.networks || other.networks }
+    }
+}
+
 const REPAIRS_KEPT: usize = 8;
 /// More events than this at once are looked into as one.
 const EVENTS_MAX: usize = 1024;
@@ -189,28 +215,28 @@ impl Upkeep {
         self.facts.watched = false;
     }
 
-    /// Repairs what `noticed` may have broken, and what the changes behind it may; returns whether another program's
-    /// firewall was among what changed.
-    pub fn tend(&mut self, guard: &mut Guard, noticed: &Noticed) -> bool {
-        let is_foreign = |event: &HostEvent| matches!(event, HostEvent::Firewall { table, .. } if !table.starts_with("adit"));
+    /// Repairs what `noticed` may have broken, and what the changes behind it may; returns what else changed.
+    pub fn tend(&mut self, guard: &mut Guard, noticed: &Noticed) -> Others {
         let mut extent = guard.concern_of(&noticed.event);
-        let mut foreign = is_foreign(&noticed.event);
+        let mut others = Others::of(&noticed.event);
         let mut since = noticed.at;
         for later in self.events.try_iter().take(EVENTS_MAX) {
             if extent.is_nothing() {
                 since = later.at;
             }
             extent = extent.and(guard.concern_of(&later.event));
-            foreign |= is_foreign(&later.event);
+            others = others.and(Others::of(&later.event));
         }
         if self.overflowed.swap(false, Relaxed) {
             extent = RepairExtent::all();
         }
-        foreign |= extent == RepairExtent::all();
+        if extent == RepairExtent::all() {
+            others = Others { firewall: true, networks: true };
+        }
         if !extent.is_nothing() {
             self.repair(guard, &extent, since);
         }
-        foreign
+        others
     }
 
     /// Looks at what others may have taken away without a word.

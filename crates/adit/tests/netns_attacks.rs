@@ -64,6 +64,7 @@ impl World {
             masquerade: true,
             client_to_client: true,
             denied: private_networks(),
+            neighbours: vec![],
             reach,
             passages: Vec::new(),
             links_accepting_ra: Vec::new(),

@@ -380,3 +380,47 @@ fn a_killed_gateway_leaves_no_rule_of_its_own_in_the_chains_of_others() {
     assert_eq!(ours(), 0);
     assert_eq!(rules_of_others(&net.gateway), before);
 }
+
+#[test]
+fn the_gateways_own_network_is_out_of_reach_over_public_ipv6_too() {
+    let net = Internet::new("reachgua", 1);
+    let client = &net.clients[0];
+    let neighbour = net.lab.host("neighbour").unwrap();
+    let at = |host: &Host, interface: &str, number: u8| {
+        End::new(host, interface)
+            .address(format!("192.0.2.{number}/26"))
+            .address(format!("2001:db8:50::{number}/64"))
+    };
+    net.lab.connect(at(&net.gateway, "eth1", 1), at(&neighbour, "eth0", 9)).unwrap();
+    for network in ["10.86.0.0/24 via 192.0.2.1", "fd86:ad17::/64 via 2001:db8:50::1"] {
+        neighbour.add_route(network).unwrap();
+    }
+    let _neighbour = listen(&neighbour, &[80]);
+    let _gateway = listen(&net.gateway, &[22]);
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    succeed(client, &["up", &file]);
+    let picture = || ["192.0.2.9:80", "[2001:db8:50::9]:80"].map(|at| connects(client, at));
+    assert_eq!(picture(), [false; 2]);
+    // Where the internet finds the gateway itself, its clients do; and the internet is no neighbour.
+    for at in [format!("{GATEWAY}:22"), "[2001:db8:50::1]:22".to_owned(), format!("{WEB}:80")] {
+        assert!(connects(client, &at), "{at}");
+    }
+
+    // A network that comes later is closed as well.
+    neighbour.add_address("eth0", "2001:db8:60::9/64").unwrap();
+    net.gateway.add_address("eth1", "2001:db8:60::1/64").unwrap();
+    wait_for("the new network to be closed", SOON, || {
+        let rules = net.gateway.exec(["nft", "list", "table", "inet", "adit_adit0"]).unwrap().stdout;
+        rules.contains("2001:db8:60::/64").then_some(())
+    })
+    .unwrap();
+    assert!(!connects(client, "[2001:db8:60::9]:80"));
+
+    configure(&net.gateway, r#"lan = ["192.0.2.0/26", "2001:db8:50::/64", "2001:db8:60::/64"]"#);
+    reload(&net.gateway, &gateway);
+    assert_eq!(picture(), [true; 2]);
+    assert!(connects(client, "[2001:db8:60::9]:80"));
+    stop_gateway(gateway);
+}

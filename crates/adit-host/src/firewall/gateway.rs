@@ -38,6 +38,9 @@ pub struct GatewayFirewall {
     pub client_to_client: bool,
     /// Destinations that clients may not reach through the gateway unless [`Reach::lan`] holds them.
     pub denied: Vec<IpNet>,
+    /// The networks that this host is in itself, besides its addresses: denied in the same way.
+    #[serde(default)]
+    pub neighbours: Vec<IpNet>,
     #[serde(default)]
     pub reach: Reach,
 }
@@ -144,11 +147,25 @@ impl GatewayFirewall {
     fn guard_private(&self, table: &mut Builder) {
         let open: Vec<IpNet> = self.inside.iter().chain(&self.reach.lan).copied().collect();
         for family in Family::BOTH {
-            let Some(denied) = any_of("daddr", &nets_of(&self.denied, family)) else { continue };
+            let [denied, beside] =
+                [&self.denied, &self.neighbours].map(|nets| any_of("daddr", &nets_of(nets, family)));
+            if denied.is_none() && beside.is_none() {
+                continue;
+            }
             if let Some(open) = any_of("daddr", &nets_of(&open, family)) {
                 table.rule("raw_prerouting", [self.comes_from_tunnel(), open, Statement::Accept(None)]);
             }
-            table.rule("raw_prerouting", [self.comes_from_tunnel(), denied, Statement::Drop(None)]);
+            if let Some(denied) = denied {
+                table.rule("raw_prerouting", [self.comes_from_tunnel(), denied, Statement::Drop(None)]);
+            }
+            if let Some(beside) = beside {
+                // Where the internet finds this host, its clients do.
+                let not_us = is_not(fib(FibFlag::Daddr), string("local"));
+                table.rule(
+                    "raw_prerouting",
+                    [self.comes_from_tunnel(), beside, not_us, Statement::Drop(None)],
+                );
+            }
         }
     }
 

@@ -13,6 +13,7 @@ fn gateway(listeners: &[(Transport, u16)]) -> GatewayFirewall {
         masquerade: true,
         client_to_client: false,
         denied: vec![],
+        neighbours: vec![],
         addresses: vec!["10.9.0.1/24".parse().unwrap(), "fd00:9::1/64".parse().unwrap()],
         mtu_bytes: 1420,
         reach: Reach::default(),

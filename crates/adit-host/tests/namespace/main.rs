@@ -58,6 +58,7 @@ fn gateway() -> Plan {
         masquerade: true,
         client_to_client: false,
         denied: vec!["169.254.0.0/16".parse().unwrap()],
+        neighbours: vec![],
         reach: adit_host::Reach::default(),
         passages: Vec::new(),
         links_accepting_ra: adit_host::links_accepting_router_advertisements(),
