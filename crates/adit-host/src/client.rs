@@ -121,6 +121,7 @@ pub fn client_plan(host: &ClientHost) -> Plan {
                     allow_lan: block.allow_lan,
                     listen_port: None,
                     inside: inside(host),
+                    parted: false,
                 };
                 plan.firewalls.push(Firewall::Client(ClientFirewall {
                     link: link.clone(),

@@ -396,3 +396,86 @@ fn a_client_that_passes_packets_on_keeps_their_connections_to_what_fits() {
     assert!(plan.contains("adit_mss_tun-0"), "{plan}");
     stop_gateway(gateway);
 }
+
+/// The addresses of names that go beside the tunnel.
+fn noted(client: &Host) -> String {
+    client.exec(["nft", "list", "set", "inet", "adit_split_tun-0", "outside4"]).unwrap().stdout
+}
+
+#[test]
+fn a_forged_answer_for_an_excluded_name_leads_nothing_out_that_belongs_inside() {
+    let net = Internet::new("splitforged", 1);
+    let client = &net.clients[0];
+    let known = |name: &str| match name {
+        "inside.bank.test" => INSIDE.to_owned(),
+        "gateway.bank.test" => GATEWAY.to_owned(),
+        _ => OTHER.to_owned(),
+    };
+    serve_names_by(&net.web, &format!("{WEB}:53"), known);
+    client.set_resolv_conf(&format!("nameserver {WEB}\n")).unwrap();
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &["--dns", WEB]);
+    succeed(client, &["up", "--exclude", "bank.test", &file]);
+    assert_eq!(resolve(client, "www.bank.test"), OTHER);
+    assert_eq!(resolve(client, "inside.bank.test"), INSIDE);
+    assert_eq!(resolve(client, "gateway.bank.test"), GATEWAY);
+    let noted = noted(client);
+    assert!(noted.contains(OTHER), "an honest answer counts: {noted}");
+    assert!(!noted.contains(INSIDE) && !noted.contains(GATEWAY), "{noted}");
+    let capture = Capture::start(&net.router, "client-0").unwrap();
+    assert_eq!(client.ping(INSIDE, 3).unwrap(), 3, "it is reached through the tunnel");
+    let target: Ipv4Addr = INSIDE.parse().unwrap();
+    let is_to_inside = |frame: &&Frame| frame.bytes.get(30..34) == Some(&target.octets()[..]);
+    assert_eq!(capture.stop().unwrap().iter().filter(is_to_inside).count(), 0);
+    succeed(client, &["down"]);
+    stop_gateway(gateway);
+}
+
+#[test]
+fn under_the_kill_switch_others_behind_the_client_are_parted_too_and_names_are_not_asked_outside() {
+    let net = Internet::new("splitbehind", 1);
+    let client = &net.clients[0];
+    net.web.add_address("eth0", &format!("{OTHER}/24")).unwrap();
+    serve_names(&net.web, &format!("{OTHER}:53"));
+    let machine = net.lab.host("machine").unwrap();
+    let end = |host: &Host, interface: &str, last: u8| {
+        End::new(host, interface).address(format!("172.31.7.{last}/24"))
+    };
+    net.lab.connect(end(&machine, "eth0", 2), end(client, "docker0", 1)).unwrap();
+    machine.add_route("default via 172.31.7.1").unwrap();
+    client.set_sysctl("net.ipv4.ip_forward", "1").unwrap();
+    let containers = "table ip containers {\nchain out {\ntype nat hook postrouting priority srcnat;\n\
+                      ip saddr 172.31.7.0/24 masquerade\n}\n}";
+    client.nft(containers).unwrap();
+    init(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    let asks = |host: &Host| {
+        let socket = on(host, || UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(1_500))).unwrap();
+        let question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x01a\x04test\x00\x00\x01\x00\x01";
+        let sent = socket.send_to(question, (OTHER, 53)).is_ok();
+        sent && socket.recv(&mut [0; 512]).is_ok()
+    };
+    let asked_outside = |host: &Host| {
+        let capture = Capture::start(&net.router, "client-0").unwrap();
+        asks(host);
+        let frames = capture.stop().unwrap();
+        let target: Ipv4Addr = OTHER.parse().unwrap();
+        frames.iter().any(|it| it.bytes.get(30..34) == Some(&target.octets()[..]))
+    };
+
+    succeed(client, &["up", "--exclude", OTHER, &file]);
+    for host in [client, &machine] {
+        assert_eq!(caller(host, WEB), GATEWAY, "the others go through it");
+        assert_eq!(caller(host, OTHER), OWN, "what is excluded goes beside it");
+        assert!(!asked_outside(host), "names are asked inside, whatever is excluded");
+    }
+    succeed(client, &["down"]);
+    // Where there is no kill switch, what is excluded is so for DNS too.
+    succeed(client, &["up", "--kill-switch", "off", "--exclude", OTHER, &file]);
+    assert!(asked_outside(client) && asked_outside(&machine));
+    succeed(client, &["down"]);
+    stop_gateway(gateway);
+}

@@ -33,6 +33,9 @@ pub struct KillSwitch {
     /// What is behind the tunnel and must never be looked for on the LAN.
     #[serde(default)]
     pub inside: Vec<IpNet>,
+    /// Whether others whose packets this host passes on go beside the tunnel too, where a split marks them.
+    #[serde(default)]
+    pub parted: bool,
 }
 
 /// Closes a host before there is a tunnel: from boot on, and when no tunnel is up.
@@ -77,7 +80,13 @@ struct Way {
 
 impl KillSwitch {
     pub(super) fn build(&self, table: &mut Builder, link: &str, fwmark: u32) {
-        let block = Block { link: Some(link), fwmark, allow_lan: self.allow_lan, inside: &self.inside };
+        let block = Block {
+            link: Some(link),
+            fwmark,
+            allow_lan: self.allow_lan,
+            inside: &self.inside,
+            parted: self.parted,
+        };
         block.build(table);
         if let Some(port) = self.listen_port {
             table.rule(IN.name, [to_port(port.into()), accept()]);
@@ -87,7 +96,8 @@ impl KillSwitch {
 
 impl Lockdown {
     pub(super) fn build(&self, table: &mut Builder) {
-        let block = Block { link: None, fwmark: self.fwmark, allow_lan: self.allow_lan, inside: &[] };
+        let block =
+            Block { link: None, fwmark: self.fwmark, allow_lan: self.allow_lan, inside: &[], parted: false };
         block.build(table);
         // Replies are known by the mark of their connection.
         table.chain("mark_postrouting", NfChainType::Filter, NfHook::Postrouting, MANGLE);
@@ -101,6 +111,7 @@ struct Block<'a> {
     fwmark: u32,
     allow_lan: bool,
     inside: &'a [IpNet],
+    parted: bool,
 }
 
 impl Block<'_> {
@@ -159,6 +170,9 @@ impl Block<'_> {
             table.rule(THROUGH.name, [meta_is(MetaKey::Iifname, link), is_reply(), accept()]);
             // The far end of the tunnel is no door into the networks around.
             table.rule(THROUGH.name, [meta_is(MetaKey::Iifname, link), Statement::Drop(None)]);
+        }
+        if self.parted {
+            table.rule(THROUGH.name, [is(meta(MetaKey::Mark), number(self.fwmark)), accept()]);
         }
         self.the_rest(table, &THROUGH);
     }

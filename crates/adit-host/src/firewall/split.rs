@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use nftables::expr::{FibFlag, MetaKey};
+use nftables::stmt::Statement;
 use nftables::types::{NfChainType, NfHook};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -35,6 +36,9 @@ pub struct SplitFirewall {
     pub inside_mark: Option<u32>,
     /// Networks that are reached beside the tunnel.
     pub excluded: Vec<IpNet>,
+    /// Whether names are never asked beside the tunnel but by our own resolver, as there is a kill switch.
+    #[serde(default)]
+    pub keeps_dns: bool,
 }
 
 /// What an address of a name is used for.
@@ -94,10 +98,16 @@ impl SplitFirewall {
     }
 
     fn mark(&self, chain: &'static str, table: &mut Builder, conditions: &[Stmt]) {
+        let unmarked = || is(meta(MetaKey::Mark), number(0));
+        if self.keeps_dns {
+            for protocol in ["udp", "tcp"] {
+                let dns = is(payload(protocol, "dport"), set(vec![number(53), number(853)]));
+                table.rule(chain, [conditions.to_vec(), vec![dns, Statement::Return(None)]].concat());
+            }
+        }
         let mut rule = |condition: Vec<Stmt>, mark: u32| {
             table.rule(chain, [conditions.to_vec(), condition, vec![self.follow(mark)]].concat());
         };
-        let unmarked = || is(meta(MetaKey::Mark), number(0));
         if let Some(mark) = self.inside_mark {
             for (family, protocol) in [(Family::Ipv4, "ip"), (Family::Ipv6, "ip6")] {
                 let named =
@@ -179,6 +189,7 @@ mod tests {
             outside_mark: 0xca6c,
             inside_mark: None,
             excluded: vec!["192.0.2.0/24".parse().unwrap()],
+            keeps_dns: false,
         });
         assert_eq!(firewall.table(), "adit_split_adit0");
         let text = firewall.ruleset().to_string();

@@ -17,6 +17,7 @@ use adit_host::{
 use anyhow::Context;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use super::Reached;
 use crate::config::wgquick::WgQuick;
 use crate::config::{ClientSettings, Destination};
 use crate::forwarder::{Forwarder, Found, Policy, Upstream};
@@ -154,12 +155,22 @@ impl Split {
                 plan.rules.push(Rule { fwmark: Some(Fwmark::from(marks.inside)), ..rule });
             }
         }
+        let mut keeps_dns = false;
+        for firewall in &mut plan.firewalls {
+            if let Firewall::Client(client) = firewall
+                && let Some(kill_switch) = &mut client.kill_switch
+            {
+                kill_switch.parted = true;
+                keeps_dns = true;
+            }
+        }
         plan.firewalls.push(Firewall::Split(SplitFirewall {
             link: link.to_owned(),
             addresses: addresses.to_vec(),
             outside_mark: marks.outside,
             inside_mark: inside_names.then_some(marks.inside),
             excluded: networks(&self.exclude),
+            keeps_dns,
         }));
     }
 
@@ -181,15 +192,17 @@ impl Split {
         &self,
         link: &str,
         at: IpAddr,
-        inside_servers: &[IpAddr],
+        file: &WgQuick,
+        reached: &[Reached],
         servers_beside: &[SocketAddr],
         outside_mark: u32,
     ) -> anyhow::Result<Forwarder> {
         let table = adit_host::split_table(link);
-        let inside = inside_servers.iter().map(|it| SocketAddr::new(*it, 53)).collect();
+        let inside = file.interface.dns.iter().map(|it| SocketAddr::new(*it, 53)).collect();
         let policy = Names {
             split: self.clone(),
             table,
+            never_outside: never_outside(file, reached),
             inside: Upstream { servers: inside, fwmark: 0 },
             outside: Upstream { servers: servers_beside.to_vec(), fwmark: outside_mark },
         };
@@ -207,10 +220,26 @@ fn networks(destinations: &[Destination]) -> Vec<IpNet> {
     destinations.iter().filter_map(network).collect()
 }
 
+/// What no answer for a name may lead out beside the tunnel, whoever gave it: what is inside, and where the peers are
+/// (TunnelCrack ServerIP). Of what is allowed that is what is named beside everything, else what is private.
+fn never_outside(file: &WgQuick, reached: &[Reached]) -> Vec<IpNet> {
+    let allowed = || file.peers.iter().flat_map(|peer| &peer.allowed_ips).map(IpNet::trunc);
+    let takes_everything = allowed().any(|net| net.prefix_len() == 0);
+    let private = adit_host::private_networks();
+    let is_private = |net: &IpNet| private.iter().any(|known| known.contains(net));
+    let inside = allowed().filter(|net| net.prefix_len() > 1 && (takes_everything || is_private(net)));
+    let own = file.interface.addresses.iter().map(IpNet::trunc);
+    let servers = file.interface.dns.iter().copied();
+    let endpoints = reached.iter().flat_map(|it| &it.known).map(SocketAddr::ip);
+    let nets: Vec<IpNet> = own.chain(inside).chain(servers.chain(endpoints).map(IpNet::from)).collect();
+    IpNet::aggregate(&nets)
+}
+
 /// Whom to ask about a name, and which way to its addresses.
 struct Names {
     split: Split,
     table: String,
+    never_outside: Vec<IpNet>,
     inside: Upstream,
     outside: Upstream,
 }
@@ -222,6 +251,27 @@ impl Names {
             return Some(SplitSide::Outside);
         }
         holds(&self.split.include).then_some(SplitSide::Inside)
+    }
+}
+
+impl Names {
+    /// What of an answer takes the other way, and for how long. Who answers may lie: what is inside stays there.
+    fn noted(&self, name: &str, side: SplitSide, found: &[Found]) -> Vec<(IpAddr, Duration)> {
+        let mut noted = Vec::new();
+        for (address, ttl_secs) in found.iter().take(ADDRESSES_MAX) {
+            if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+                continue;
+            }
+            if side == SplitSide::Outside && self.never_outside.iter().any(|net| net.contains(address)) {
+                tracing::warn!(
+                    "{name} is said to be at {address}, which belongs to the tunnel and stays in it"
+                );
+                continue;
+            }
+            let good_for = Duration::from_secs(u64::from(*ttl_secs)).min(GOOD_FOR_MAX);
+            noted.push((*address, good_for + GRACE));
+        }
+        noted
     }
 }
 
@@ -240,12 +290,10 @@ impl Policy for Names {
 
     fn learn(&self, name: &str, found: &[Found]) {
         let Some(side) = self.side(name) else { return };
-        let usable = |(address, ttl_secs): &Found| {
-            let is_of_the_internet =
-                !address.is_loopback() && !address.is_unspecified() && !address.is_multicast();
-            is_of_the_internet.then(|| (*address, Duration::from_secs(u64::from(*ttl_secs)) + GRACE))
-        };
-        let addresses: Vec<(IpAddr, Duration)> = found.iter().filter_map(usable).collect();
+        let addresses = self.noted(name, side, found);
+        if addresses.is_empty() {
+            return;
+        }
         if let Err(error) = part_by_name(&self.table, side, &addresses) {
             tracing::warn!("the addresses of {name} take the usual way: {error}");
         }
@@ -254,6 +302,9 @@ impl Policy for Names {
 
 /// Programs connect a moment after they have asked.
 const GRACE: Duration = Duration::from_secs(5);
+/// Whoever uses a name for longer asks for it again.
+const GOOD_FOR_MAX: Duration = Duration::from_secs(3_600);
+const ADDRESSES_MAX: usize = 32;
 
 #[cfg(test)]
 mod tests {
@@ -279,8 +330,13 @@ mod tests {
     fn a_name_is_asked_where_it_will_be_reached() {
         let server =
             |last: u8, fwmark: u32| Upstream { servers: vec![([192, 0, 2, last], 53).into()], fwmark };
-        let names =
-            |split: Split| Names { split, table: String::new(), inside: server(1, 0), outside: server(2, 7) };
+        let names = |split: Split| Names {
+            split,
+            table: String::new(),
+            never_outside: Vec::new(),
+            inside: server(1, 0),
+            outside: server(2, 7),
+        };
         let excluding = names(split(&[], &["example.org"]));
         assert_eq!(excluding.upstream("www.example.org"), server(2, 7));
         assert_eq!(excluding.upstream("example.com"), server(1, 0));
@@ -289,5 +345,51 @@ mod tests {
         assert_eq!(including.upstream("beside.example.org"), server(2, 7), "the exception counts");
         assert_eq!(including.upstream("example.com"), server(2, 7));
         assert_eq!(including.side("example.com"), None);
+    }
+
+    #[test]
+    fn what_belongs_inside_never_goes_beside_whatever_an_answer_says() {
+        let none = Upstream { servers: Vec::new(), fwmark: 0 };
+        let names = Names {
+            split: split(&["corp.test"], &["bank.test"]),
+            table: String::new(),
+            never_outside: vec!["10.9.0.0/24".parse().unwrap(), "192.0.2.7/32".parse().unwrap()],
+            inside: none.clone(),
+            outside: none,
+        };
+        let at = |text: &str| text.parse::<IpAddr>().unwrap();
+        let found =
+            [(at("10.9.0.1"), 60), (at("192.0.2.7"), 60), (at("127.0.0.1"), 60), (at("192.0.2.8"), u32::MAX)];
+        let longest = GOOD_FOR_MAX + GRACE;
+        assert_eq!(names.noted("bank.test", SplitSide::Outside, &found), [(at("192.0.2.8"), longest)]);
+        assert_eq!(names.noted("corp.test", SplitSide::Inside, &found).len(), 3, "that way nothing gets out");
+        let many: Vec<Found> = (0..200).map(|last| (IpAddr::from([192, 0, 2, last]), 1)).collect();
+        assert!(names.noted("bank.test", SplitSide::Outside, &many).len() <= ADDRESSES_MAX);
+    }
+
+    #[test]
+    fn what_is_inside_is_what_the_profile_names_beside_everything() {
+        let profile = |allowed: &str| {
+            let text = format!(
+                "[Interface]\nPrivateKey = eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\nAddress = 10.9.0.2/24\n\
+                 DNS = 192.0.2.53\n[Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\n\
+                 AllowedIPs = {allowed}\n"
+            );
+            let hooks = crate::config::wgquick::Hooks::Refused;
+            let file = WgQuick::parse(&crate::config::Source::new("x.conf", &text), hooks).unwrap();
+            let known = vec!["198.51.100.2:4500".parse().unwrap()];
+            let reached = Reached { peer: file.peers[0].public_key, current: known[0], known };
+            let mut nets: Vec<String> =
+                never_outside(&file, &[reached]).iter().map(ToString::to_string).collect();
+            nets.sort();
+            nets
+        };
+        let always = ["10.9.0.0/24", "192.0.2.53/32", "198.51.100.2/32"];
+        assert_eq!(profile("0.0.0.0/0, ::/0"), always);
+        assert_eq!(profile("0.0.0.0/0, 203.0.113.0/24").len(), 4);
+        // Halves and eighths are everything, too, and no place inside.
+        assert_eq!(profile("0.0.0.0/5, 128.0.0.0/2"), always);
+        assert_eq!(profile("203.0.113.0/24"), always, "an exception by name is possible there");
+        assert_eq!(profile("192.168.7.0/24").len(), 4);
     }
 }
