@@ -44,6 +44,9 @@ use crate::program;
 /// No interface can have this name, as the tables of interfaces begin otherwise.
 const LOCKDOWN_TABLE: &str = "adit-lockdown";
 
+/// The mark of packets that may leave during lockdown. Only root can set it.
+pub const LOCKDOWN_MARK: u32 = 0x00ad_17ff;
+
 /// A table of our own, by what it is for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -211,12 +214,39 @@ pub(crate) fn undo(made: &MadeFirewall, lock: &File) -> Result<Outcome, HostErro
     }
 }
 
-/// Whether our table of the tunnel `link` lets nothing out that it does not know: the kill switch.
+/// Whether the kernel has our table of the tunnel `link` that lets nothing in or out that it does not know: the kill
+/// switch.
 pub fn closes_host(link: &str) -> bool {
-    let table = named("adit_", link);
+    closes(&named("adit_", link))
+}
+
+/// Whether the kernel has the table of [`Lockdown`].
+pub fn is_locked_down() -> bool {
+    closes(LOCKDOWN_TABLE)
+}
+
+/// Whether a table is there that drops in every direction what it does not know. What cannot be seen is not there.
+fn closes(table: &str) -> bool {
     let ruleset = list_ruleset().unwrap_or_default();
-    let mut chains = ruleset["nftables"].as_array().into_iter().flatten().filter_map(|it| it.get("chain"));
-    chains.any(|it| it["table"] == table.as_str() && it["hook"] == "output" && it["policy"] == "drop")
+    let chains = || ruleset["nftables"].as_array().into_iter().flatten().filter_map(|it| it.get("chain"));
+    let is_closed = |hook: &&str| {
+        chains().any(|it| {
+            it["family"] == "inet" && it["table"] == table && it["hook"] == **hook && it["policy"] == "drop"
+        })
+    };
+    ["output", "input", "forward", "postrouting"].iter().all(is_closed)
+}
+
+/// Has a table that should close the host do so again where others took it away: as during lockdown, until its tunnel
+/// comes and puts its own in this place.
+pub(crate) fn close_again(made: &MadeFirewall, lock: &File) -> Result<(), HostError> {
+    if closes(&made.table) {
+        return Ok(());
+    }
+    tracing::warn!("another program took away what kept this host closed ({made}); it is closed again");
+    let mut table = Builder::new(made.table.clone());
+    Lockdown { fwmark: LOCKDOWN_MARK, allow_lan: false }.build(&mut table);
+    run(&json(table.batch), &format!("load the nftables table {}", made.table), lock)
 }
 
 /// Whether tables can be loaded at all.

@@ -34,6 +34,12 @@ pub fn apply(plan: &Plan, journal_path: &Path) -> Result<Guard, HostError> {
     let (mut journal, mut leftover) = Journal::open(journal_path)?;
     let mut changes: Vec<Change> = plan.changes().collect();
     let entries = take_over(&mut leftover, &mut changes);
+    // Rules and routes go below, and what keeps traffic in has to be there before.
+    for entry in entries.iter().filter(|it| it.blocks()) {
+        if let Change::Firewall(firewall) = &entry.change {
+            firewall::load(firewall, journal.lock())?;
+        }
+    }
     let report = undo_leftover(&mut journal, leftover, Extent::Everything)?;
     report.log();
     if entries.is_empty() {
@@ -436,6 +442,15 @@ fn undo_leftover(journal: &mut Journal, leftover: Leftover, extent: Extent) -> R
     // What the kernel held is gone with its boot or its namespace; what stands there now is not ours.
     let kernel_remembers = same_boot && leftover.namespace == here;
     let mut failures = Vec::new();
+    if kernel_remembers && extent == Extent::EverythingButBlocks {
+        for (_, made) in &leftover.changes {
+            if let Made::Firewall(firewall) = made
+                && firewall.blocks()
+            {
+                firewall::close_again(firewall, journal.lock())?;
+            }
+        }
+    }
     for (seq, made) in leftover.changes.iter().rev() {
         if !kernel_remembers && !made.is_on_disk() {
             journal.forget(*seq)?;

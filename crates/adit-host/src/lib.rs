@@ -41,8 +41,9 @@ pub use dns::watch_resolver;
 pub use error::HostError;
 pub use firewall::{
     Allowed, ClampFirewall, ClientFirewall, Exposed, Firewall, GatewayFirewall, GroupFirewall, KillSwitch,
-    Listener, Lockdown, OutageFirewall, Passage, Ports, Reach, Side as SplitSide, SplitFirewall, Transport,
-    closes_host, foreign_forward_drops, nft_is_installed, part_by_name, split_table,
+    LOCKDOWN_MARK, Listener, Lockdown, OutageFirewall, Passage, Ports, Reach, Side as SplitSide,
+    SplitFirewall, Transport, closes_host, foreign_forward_drops, is_locked_down, nft_is_installed,
+    part_by_name, split_table,
 };
 pub use gateway::{GatewayHost, gateway_plan, private_networks};
 pub use group::Group;
@@ -57,7 +58,7 @@ pub use preview::{Preview, Step, preview};
 pub use room::furnish;
 pub use route::{Way, auto_mtu, find_free_table, route_mtu, way_to};
 pub use rule::find_free_priority;
-pub use surroundings::{Surroundings, surroundings};
+pub use surroundings::{Surroundings, neighbour_networks, surroundings};
 pub use sysctl::{
     answers_arp_for_all, forwards, has_ipv6, ipv6_enabled, links_accepting_router_advertisements,
 };

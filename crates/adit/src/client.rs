@@ -7,6 +7,7 @@
 
 mod beside;
 mod block;
+mod down;
 mod forwarding;
 mod hook;
 mod mark;
@@ -28,13 +29,14 @@ use adit_proto::key::PublicKey;
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 
+pub use self::down::down;
 use self::mark::mark_with;
 use self::obstacle::{Obstacle, PortalWatch};
 use self::reload::Sources;
 use self::split::Split;
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
 use crate::config::{CarrierChoice, ClientSettings, InterfaceName, Layers, Mtu, Offload, Origin};
-use crate::control::{self, Answer, ControlError, Verb};
+use crate::control;
 use crate::daemon::{self, PidFile, Readiness, Start, Watchdog};
 use crate::device;
 use crate::dial;
@@ -49,9 +51,9 @@ use crate::home::Home;
 use crate::instance::{Instance, Wake};
 use crate::log::{LogOptions, LogTarget};
 use crate::metrics::Metrics;
-use crate::privilege;
 use crate::socket::PrivateSocket;
 use crate::status::Role;
+use crate::{lockdown, privilege};
 
 /// What `adit up` was asked.
 #[derive(Clone, Debug)]
@@ -120,8 +122,13 @@ fn serve(
         Ok(false) => Err(anyhow!("asked to end before the tunnel was up")),
         Err(error) => Err(error),
     };
-    crate::lockdown::follow(home, &settings, how == Ending::Asked)?;
+    if how == Ending::Asked {
+        lockdown::follow(home, &settings)?;
+    }
     let closed = client.close(how);
+    if how == Ending::Asked && closed.is_ok() {
+        lockdown::forget(home, interface);
+    }
     let outcome = outcome.map_err(|error| block::say_if_closed(error, home, interface));
     outcome.and(closed).map(|()| ExitCode::SUCCESS)
 }
@@ -145,7 +152,7 @@ pub fn plan_of(home: &Home, path: &Path, layers: &Layers) -> anyhow::Result<(Str
     let interface = interface_of(path)?.to_string();
     let file = WgQuick::load(path, Hooks::Allowed)?;
     let settings = ClientSettings::load(home, layers, Some(&file))?;
-    let block = block::asked_for(&file, &settings)?.filter(|_| settings.include.is_empty());
+    let block = block::asked_for(&file, &settings, lockdown::reason(home, &settings))?;
     let split = Split::of(&settings);
     if let Some(pid) = PidFile::holder(&control::pid_path(home, &interface)) {
         bail!("{interface} is up already (process {pid}); `adit status{}` tells how it is", home.flag());
@@ -213,13 +220,12 @@ impl Client {
         let signals = daemon::signals()?;
         let pid_file = PidFile::lock(&control::pid_path(home, interface))?;
         let journal = control::journal_path(home, interface);
-        // Whoever names what goes inside wants the rest outside.
-        let block = block::asked_for(&file, &settings)?.filter(|_| settings.include.is_empty());
+        let block = block::asked_for(&file, &settings, lockdown::reason(home, &settings))?;
         block::refuse_behind_another(home, interface)?;
         device::clean_up_behind_block(&journal)?;
         device::refuse_existing(interface)?;
         if let Some(block) = block {
-            block::warnings(&file, block).iter().for_each(|text| readiness.warn(text));
+            block::warnings(&file, &settings, block).iter().for_each(|text| readiness.warn(text));
         }
         if file.interface.save_config {
             readiness.warn("SaveConfig is passed over: adit never writes to the file");
@@ -267,12 +273,12 @@ impl Client {
         instance.upkeep.facts.allow_lan = block.is_some_and(|it| it.allow_lan);
         instance.upkeep.facts.split = split.facts(resolver_at);
         instance.upkeep.watch(&mut guard);
-        crate::lockdown::give_way(home, &settings, &mut guard)?;
+        lockdown::give_way(home, interface, &settings, &mut guard)?;
         // Not before: the firewall takes an answer only to what it has seen leave.
         instance.driver.apply(introduction(&file, dial::by_datagrams(&settings, &reached), &before));
         let resolver = match resolver_at {
             Some(at) => {
-                Some(split.start_resolver(interface, at, &file.interface.dns, &servers_beside, fwmark)?)
+                Some(split.start_resolver(interface, at, &file, &reached, &servers_beside, fwmark)?)
             }
             None => None,
         };
@@ -524,78 +530,6 @@ fn describe(instance: &mut Instance, file: &WgQuick, plan: &Plan, reached: &[Rea
     }
 }
 
-/// Ends the instance of `name` (an interface or a `.conf` file; the only one there is when not given) and
-/// puts the host back, from the journal when its process was killed.
-///
-/// # Errors
-/// Nothing is up, or the host could not be put back.
-pub fn down(home: &Home, name: Option<&str>) -> anyhow::Result<ExitCode> {
-    privilege::require_root("down")?;
-    let interface = match name {
-        Some(name) if name.ends_with(".conf") => interface_of(Path::new(name))?.to_string(),
-        Some(name) => name.to_owned(),
-        None => the_only_one(home)?,
-    };
-    let pid_path = control::pid_path(home, &interface);
-    match control::request(home, &interface, Verb::Down) {
-        Ok(Answer::Stopping) => {}
-        Ok(other) => bail!("{interface} was asked to end and said {other:?}"),
-        Err(ControlError::NotRunning { .. }) => {
-            if let Some(pid) = PidFile::holder(&pid_path) {
-                bail!("process {pid} runs {interface} and does not answer; end it with `kill {pid}`");
-            }
-            return clean_up(home, &interface);
-        }
-        Err(error) => return Err(error.into()),
-    }
-    let deadline = Instant::now() + STOP_TIMEOUT;
-    while let Some(pid) = PidFile::holder(&pid_path) {
-        if Instant::now() > deadline {
-            bail!(
-                "process {pid} of {interface} did not end in {} s; end it with `kill -9 {pid}`, \
-                 then run `adit down` again",
-                STOP_TIMEOUT.as_secs()
-            );
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    device::clean_up_after(&control::journal_path(home, &interface))?;
-    eprintln!("{interface} is down");
-    Ok(ExitCode::SUCCESS)
-}
-
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
-
-fn the_only_one(home: &Home) -> anyhow::Result<String> {
-    let mut names = control::interfaces(home)?;
-    names.extend(control::journals(home)?);
-    names.sort();
-    names.dedup();
-    match names.as_slice() {
-        [name] => Ok(name.clone()),
-        [] => bail!("nothing is up here; `adit up FILE.conf{}` brings a tunnel up", home.flag()),
-        names => bail!("several are up: {}; name one: `adit down {}`", names.join(", "), names[0]),
-    }
-}
-
-fn clean_up(home: &Home, interface: &str) -> anyhow::Result<ExitCode> {
-    let journal = control::journal_path(home, interface);
-    let socket = control::socket_path(home, interface);
-    if !journal.exists() && !socket.exists() {
-        bail!("{interface} is not up; `adit status{}` lists what is", home.flag());
-    }
-    crate::lockdown::resume(home)?;
-    let report = device::clean_up_after(&journal)?;
-    for leftover in [socket, control::pid_path(home, interface)] {
-        let _ = std::fs::remove_file(leftover);
-    }
-    eprintln!("{interface} had been killed; {} changes to this host were undone", report.undone.len());
-    for line in report.left_alone.iter().chain(&report.warnings) {
-        eprintln!("warning: {line}");
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 #[cfg(test)]
 mod tests {
     use adit_host::Firewall;
@@ -608,19 +542,6 @@ mod tests {
         for bad in ["home", "a b.conf", ".conf", "sixteen-letters-x.conf", "x/..conf"] {
             assert!(interface_of(Path::new(bad)).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn down_without_a_name_needs_exactly_one_to_mean() {
-        let directory = tempfile::tempdir().unwrap();
-        let home = Home::new(Some(directory.path())).unwrap();
-        home.create().unwrap();
-        assert!(the_only_one(&home).unwrap_err().to_string().contains("nothing is up"));
-        std::fs::write(home.run_dir.join("a.sock"), "").unwrap();
-        std::fs::write(home.state_dir.join("a.journal"), "").unwrap();
-        assert_eq!(the_only_one(&home).unwrap(), "a");
-        std::fs::write(home.run_dir.join("b.sock"), "").unwrap();
-        assert!(the_only_one(&home).unwrap_err().to_string().contains("a, b"));
     }
 
     fn file(settings: &str, peer_settings: &str) -> WgQuick {

@@ -70,6 +70,27 @@ fn a_block_outlives_every_end_but_the_one_that_was_asked_for() {
 }
 
 #[test]
+fn a_block_that_others_took_away_is_there_again_before_the_rest_is_undone() {
+    in_namespace("block::a_block_that_others_took_away_is_there_again_before_the_rest_is_undone", || {
+        let host = Host::new();
+        let before = state();
+        let plan = || client_with(Some(Block { allow_lan: false }));
+        let blocks = || adit_host::closes_host("adit0");
+        apply(&plan(), &host.journal()).unwrap().leave();
+        assert!(blocks());
+        run("nft", &["flush", "ruleset"]);
+        assert!(!blocks());
+        assert_eq!(undo_journal_but_blocks(&host.journal()).unwrap().kept.len(), 1);
+        assert!(blocks() && !run("nft", &["list", "ruleset"]).contains("oifname \"adit0\" accept"));
+        // The tunnel that comes puts its own in that place.
+        drop(apply(&plan(), &host.journal()).unwrap());
+        assert!(run("nft", &["list", "ruleset"]).contains("oifname \"adit0\" accept"));
+        undo_journal(&host.journal()).unwrap();
+        assert_same(&before);
+    });
+}
+
+#[test]
 fn a_block_that_is_put_in_place_by_another_plan_is_known_to_the_journal() {
     in_namespace("block::a_block_that_is_put_in_place_by_another_plan_is_known_to_the_journal", || {
         let host = Host::new();

@@ -16,20 +16,36 @@ use crate::home::Home;
 /// The kill switch that `settings` ask for; `None` is none.
 ///
 /// # Errors
-/// It is asked for where the routes leave part of the traffic outside on purpose.
-pub(super) fn asked_for(file: &WgQuick, settings: &ClientSettings) -> anyhow::Result<Option<Block>> {
+/// It is asked for where the routes leave part of the traffic outside on purpose. `lockdown` is what closes the host
+/// while no tunnel is up, if anything does.
+pub(super) fn asked_for(
+    file: &WgQuick,
+    settings: &ClientSettings,
+    lockdown: Option<&str>,
+) -> anyhow::Result<Option<Block>> {
     let allowed: Vec<IpNet> = file.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect();
     let is_full = file.interface.table == Table::Auto && adit_host::is_everything(Family::Ipv4, &allowed);
-    let asked = match (settings.kill_switch, settings.lockdown) {
-        (KillSwitch::On, _) => Some("kill_switch = on"),
-        (_, true) => Some("lockdown = true"),
-        _ => None,
+    let asked = match settings.kill_switch {
+        KillSwitch::On => Some("kill_switch = on"),
+        _ => lockdown,
     };
+    let otherwise = match lockdown {
+        Some("adit lockdown on") => "open this host with `adit lockdown off`",
+        _ => "turn that setting off for this profile (# adit: kill_switch = off, # adit: lockdown = false)",
+    };
+    // Whoever names what goes inside wants the rest outside.
+    match asked.filter(|_| !settings.include.is_empty()) {
+        Some(asked) => bail!(
+            "{asked} keeps in all that does not go through the tunnel, and `include` sends only a part of it there. Take \
+             `include` out, or {otherwise}"
+        ),
+        None if !settings.include.is_empty() => return Ok(None),
+        None => {}
+    }
     match (asked, is_full) {
         (Some(asked), false) => bail!(
             "{asked} is for a full tunnel, and this profile is none: its AllowedIPs leave part of the internet out, or it \
-             has a Table of its own. Write AllowedIPs = 0.0.0.0/0, ::/0 below [Peer], or turn that setting off for this \
-             profile (# adit: kill_switch = off, # adit: lockdown = false)"
+             has a Table of its own. Write AllowedIPs = 0.0.0.0/0, ::/0 below [Peer], or {otherwise}"
         ),
         (None, _) if settings.kill_switch == KillSwitch::Off => Ok(None),
         (_, is_full) => Ok(is_full.then_some(Block { allow_lan: settings.allow_lan })),
@@ -48,8 +64,11 @@ pub(super) fn open_port(plan: &mut Plan, port: u16) {
 }
 
 /// What the user should know before the host is closed.
-pub(super) fn warnings(file: &WgQuick, block: Block) -> Vec<String> {
+pub(super) fn warnings(file: &WgQuick, settings: &ClientSettings, block: Block) -> Vec<String> {
     let mut warnings = Vec::new();
+    if settings.kill_switch == KillSwitch::Off {
+        warnings.push("the kill switch is on although kill_switch = off, as lockdown is on".to_owned());
+    }
     if file.interface.dns.is_empty() {
         let local = nameservers().into_iter().find(|server| is_private(*server));
         warnings.extend(local.map(|server| {
@@ -111,9 +130,14 @@ pub(super) fn refuse_behind_another(home: &Home, interface: &str) -> anyhow::Res
     Ok(())
 }
 
-/// Adds to an error that the host is still closed, when it is.
+/// Adds to an error that the host is still closed, when it is, or that it is not although it should be.
 pub(super) fn say_if_closed(error: anyhow::Error, home: &Home, interface: &str) -> anyhow::Error {
     match adit_host::blocks_left(&control::journal_path(home, interface)) {
+        Ok(true) if !adit_host::closes_host(interface) => anyhow!(
+            "{error:#}. Another program took away the kill switch that the tunnel left when it was killed; `adit lockdown \
+             on{}` closes this host again",
+            home.flag()
+        ),
         Ok(true) => anyhow!(
             "{error:#}. The kill switch stays: nothing leaves this host until `adit up` succeeds or `adit down {interface}{}` \
              opens it",
