@@ -188,7 +188,7 @@ impl Split {
     ///
     /// # Errors
     /// Something else answers there.
-    pub fn start_resolver(
+    pub(super) fn start_resolver(
         &self,
         link: &str,
         at: IpAddr,
