@@ -466,7 +466,7 @@ fn under_the_kill_switch_others_behind_the_client_are_parted_too_and_names_are_n
         frames.iter().any(|it| it.bytes.get(30..34) == Some(&target.octets()[..]))
     };
 
-    succeed(client, &["up", "--exclude", OTHER, &file]);
+    succeed(client, &["up", "--allow-lan", "--exclude", OTHER, &file]);
     for host in [client, &machine] {
         assert_eq!(caller(host, WEB), GATEWAY, "the others go through it");
         assert_eq!(caller(host, OTHER), OWN, "what is excluded goes beside it");

@@ -220,18 +220,19 @@ fn networks(destinations: &[Destination]) -> Vec<IpNet> {
     destinations.iter().filter_map(network).collect()
 }
 
-/// What no answer for a name may lead out beside the tunnel, whoever gave it: what is inside, and where the peers are
-/// (TunnelCrack ServerIP). Of what is allowed that is what is named beside everything, else what is private.
+/// What no answer for a name may lead out beside the tunnel, whoever gave it: what is private, as most of what is inside
+/// is, the rest of what is known to be inside, and where the peers are (TunnelCrack ServerIP).
 fn never_outside(file: &WgQuick, reached: &[Reached]) -> Vec<IpNet> {
     let allowed = || file.peers.iter().flat_map(|peer| &peer.allowed_ips).map(IpNet::trunc);
+    // Else what is allowed is what exceptions are made from.
     let takes_everything = allowed().any(|net| net.prefix_len() == 0);
-    let private = adit_host::private_networks();
-    let is_private = |net: &IpNet| private.iter().any(|known| known.contains(net));
-    let inside = allowed().filter(|net| net.prefix_len() > 1 && (takes_everything || is_private(net)));
+    let inside = allowed().filter(|net| net.prefix_len() > 1 && takes_everything);
     let own = file.interface.addresses.iter().map(IpNet::trunc);
     let servers = file.interface.dns.iter().copied();
     let endpoints = reached.iter().flat_map(|it| &it.known).map(SocketAddr::ip);
-    let nets: Vec<IpNet> = own.chain(inside).chain(servers.chain(endpoints).map(IpNet::from)).collect();
+    let single = servers.chain(endpoints).map(IpNet::from);
+    let nets: Vec<IpNet> =
+        adit_host::private_networks().into_iter().chain(own).chain(inside).chain(single).collect();
     IpNet::aggregate(&nets)
 }
 
@@ -379,17 +380,15 @@ mod tests {
             let file = WgQuick::parse(&crate::config::Source::new("x.conf", &text), hooks).unwrap();
             let known = vec!["198.51.100.2:4500".parse().unwrap()];
             let reached = Reached { peer: file.peers[0].public_key, current: known[0], known };
-            let mut nets: Vec<String> =
-                never_outside(&file, &[reached]).iter().map(ToString::to_string).collect();
-            nets.sort();
-            nets
+            let nets = never_outside(&file, &[reached]);
+            ["10.9.0.1", "10.1.1.1", "fd00::1", "192.0.2.53", "198.51.100.2", "203.0.113.80", "198.51.100.3"]
+                .map(|at| nets.iter().any(|net| net.contains(&at.parse::<IpAddr>().unwrap())))
         };
-        let always = ["10.9.0.0/24", "192.0.2.53/32", "198.51.100.2/32"];
-        assert_eq!(profile("0.0.0.0/0, ::/0"), always);
-        assert_eq!(profile("0.0.0.0/0, 203.0.113.0/24").len(), 4);
+        let (all, inside) = ("0.0.0.0/0, ::/0", [true, true, true, true, true, false, false]);
+        assert_eq!(profile(all), inside);
         // Halves and eighths are everything, too, and no place inside.
-        assert_eq!(profile("0.0.0.0/5, 128.0.0.0/2"), always);
-        assert_eq!(profile("203.0.113.0/24"), always, "an exception by name is possible there");
-        assert_eq!(profile("192.168.7.0/24").len(), 4);
+        assert_eq!(profile("0.0.0.0/1, 128.0.0.0/2"), inside);
+        assert_eq!(profile("203.0.113.0/24"), inside, "an exception by name is possible there");
+        assert_eq!(profile("0.0.0.0/0, 203.0.113.0/24"), [true, true, true, true, true, true, false]);
     }
 }
