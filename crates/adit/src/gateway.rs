@@ -7,6 +7,7 @@
 //!   reload: the difference goes to the driver, the new plan to the guard; other sessions stay
 //! ```
 
+mod desired;
 mod dns;
 mod invited;
 mod neighbours;
@@ -17,10 +18,9 @@ mod streams;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use adit_host::{GatewayHost, Guard, Passage, Plan};
+use adit_host::{Guard, Passage, Plan};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::Command;
@@ -29,8 +29,8 @@ use anyhow::{Context, anyhow, bail};
 use crossbeam_channel::Receiver;
 use ipnet::IpNet;
 
-use crate::config::{Config, Lanes, Layers, Mtu, Offload, Peer};
-use crate::control::{self, Answer, Changes};
+use crate::config::{Config, Lanes, Layers, Offload, Peer};
+use crate::control::{self, Changes};
 use crate::daemon::{self, PidFile, Signal, Start, Watchdog};
 use crate::device;
 use crate::driver::{self, DriverConfig};
@@ -39,18 +39,21 @@ use crate::events::EventLog;
 use crate::forwarder::Forwarder;
 use crate::heard::{Heard, HeardFile, SESSION_SECS};
 use crate::home::Home;
-use crate::inside::{self, Facts, InsideApi};
+use crate::inside::InsideApi;
 use crate::instance::{Instance, Wake, unix_secs};
 use crate::metrics::Metrics;
 use crate::privilege;
 use crate::quota::QuotaFile;
+use crate::reload;
 use crate::socket::PrivateSocket;
 use crate::status::Role;
 use crate::stream::Door;
+use crate::wall_clock::WallClock;
 
+use self::desired::{callers_and_doors, carried, mtu_of, plan};
 use self::invited::Invited;
 use self::passages::{passages, warn_of_foreign_drops};
-use self::streams::{door_plan, listeners};
+use self::streams::door_plan;
 
 pub use peers::prefix_of;
 pub use streams::stream_offer;
@@ -115,6 +118,7 @@ struct Gateway {
     invites_read: Instant,
     heard: HeardFile,
     quota: QuotaFile,
+    clock: WallClock,
     counted_at: Instant,
     unsaved: bool,
     to_greet: Vec<PublicKey>,
@@ -167,6 +171,8 @@ impl Gateway {
     fn open(home: &Home, layers: &Layers, config: Config, signals: Receiver<Signal>) -> anyhow::Result<Self> {
         let interface = config.gateway.interface.to_string();
         let journal = control::journal_path(home, &interface);
+        let mut clock = WallClock::open(home);
+        clock.look();
         // What a killed gateway left is taken over by `adit_host::apply`, so that connections through it live on.
         device::refuse_existing(&interface)?;
 
@@ -194,7 +200,7 @@ impl Gateway {
         warn_of_foreign_drops(&config);
         warn_of_unknown_names(&config);
         warn_of_default_routes(&config.peers, &[]);
-        let quota = QuotaFile::load(home.state_dir.join("quota.json"), unix_secs(SystemTime::now()));
+        let quota = QuotaFile::load(home.state_dir.join("quota.json"), clock.look());
         let to_greet = introduce_peers(&instance, &config, &before, &quota);
         instance.driver.apply(invited.introduction(&Invited::default()));
         instance.hidden = invited.keys();
@@ -226,6 +232,7 @@ impl Gateway {
             invites_read: Instant::now(),
             heard,
             quota,
+            clock,
             counted_at: Instant::now(),
             unsaved: false,
             to_greet,
@@ -260,14 +267,7 @@ impl Gateway {
                 }
                 Wake::Reload(asked) => {
                     let outcome = self.reload();
-                    match &outcome {
-                        Ok(changes) => tracing::info!("configuration read again: {changes}"),
-                        Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
-                    }
-                    if let Some(asked) = asked {
-                        let failed = |error: anyhow::Error| Answer::Failed(format!("{error:#}"));
-                        asked.answer(outcome.map_or_else(failed, Answer::Reloaded));
-                    }
+                    reload::tell(asked, outcome);
                 }
             }
             if self.counted_at.elapsed() >= COUNT_INTERVAL {
@@ -311,6 +311,7 @@ impl Gateway {
     /// Adds up what peers with a quota use; each gets its whole quota when a month begins.
     fn count_quotas(&mut self) {
         self.counted_at = Instant::now();
+        let settled_unix_secs = self.clock.look();
         let with_quota =
             || self.config.peers.iter().filter(|peer| peer.enabled && peer.limits.quota.is_some());
         let keys: std::collections::HashSet<_> = with_quota().map(|peer| peer.public_key).collect();
@@ -318,7 +319,7 @@ impl Gateway {
             return;
         }
         let peers = self.instance.driver.snapshot().peers;
-        if self.quota.count(&peers, |peer| keys.contains(peer), unix_secs(SystemTime::now())) {
+        if self.quota.count(&peers, |peer| keys.contains(peer), settled_unix_secs) {
             tracing::info!("a month begins: every peer has its whole quota again");
             self.instance
                 .driver
@@ -508,65 +509,6 @@ fn warn_of_unknown_names(config: &Config) {
     }
 }
 
-fn mtu_of(config: &Config) -> anyhow::Result<u32> {
-    match config.gateway.mtu {
-        Mtu::Bytes(bytes) => Ok(bytes.into()),
-        Mtu::Auto => Ok(adit_host::auto_mtu(&[], config.gateway.fwmark)?.min(INTERNET_MTU_BYTES)),
-    }
-}
-
-/// Clients are reached over the internet, whatever the link beside the gateway carries.
-const INTERNET_MTU_BYTES: u32 = 1420;
-
-fn plan(config: &Config, invited: &Invited, port: u16, mtu_bytes: u32) -> Plan {
-    let gateway = &config.gateway;
-    let behind = config.peers.iter().filter(|peer| peer.enabled).flat_map(|peer| &peer.extra_allowed_ips);
-    // A default route towards a peer would take the gateway itself off the internet.
-    let routes = behind.filter(|net| net.prefix_len() > 0).copied().collect();
-    adit_host::gateway_plan(&GatewayHost {
-        link: gateway.interface.to_string(),
-        addresses: carried(gateway.addresses()),
-        mtu_bytes,
-        routes: carried(routes),
-        listeners: listeners(config, port),
-        services: inside_api(config).into_iter().chain(dns::addresses(config)).collect(),
-        invited: invited.addresses(),
-        masquerade: gateway.masquerade,
-        client_to_client: gateway.client_to_client,
-        denied: adit_host::private_networks(),
-        neighbours: neighbours::around(config),
-        reach: reach::of(config),
-        passages: passages(config),
-        links_accepting_ra: adit_host::links_accepting_router_advertisements(),
-    })
-}
-
-fn callers_and_doors(config: &Config, invited: &Invited) -> inside::Wanted {
-    let enabled = config.peers.iter().filter(|peer| peer.enabled);
-    let facts = |peer: &Peer| Facts {
-        name: peer.name.to_string(),
-        inside: peer.addresses.clone(),
-        limits: peer.limits.clone(),
-    };
-    inside::Wanted {
-        interface: config.gateway.interface.to_string(),
-        addresses: inside_api(config),
-        peers: Arc::new(enabled.map(|peer| (peer.public_key, facts(peer))).collect()),
-        invited: Arc::new(invited.keys()),
-    }
-}
-
-fn inside_api(config: &Config) -> Vec<SocketAddr> {
-    let ipv6 = adit_host::ipv6_enabled();
-    config.gateway.inside_api().into_iter().filter(|at| ipv6 || at.is_ipv4()).collect()
-}
-
-/// Without those of IPv6 where the host has it off and would refuse them.
-fn carried(networks: Vec<IpNet>) -> Vec<IpNet> {
-    let ipv6 = adit_host::ipv6_enabled();
-    networks.into_iter().filter(|net| ipv6 || net.addr().is_ipv4()).collect()
-}
-
 /// What to tell where the host has IPv6 off.
 pub const IPV6_OFF: &str =
     "IPv6 is off on this host (`sysctl net.ipv6.conf.all.disable_ipv6` shows 1, or the kernel has none)";
@@ -589,27 +531,4 @@ fn changed_settings<'a>(old: &'a Config, new: &'a Config) -> impl Iterator<Item 
         let before = old.settings.iter().find(|it| it.key == setting.key);
         (before.map(|it| &it.value) != Some(&setting.value)).then(|| setting.key.clone())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Source;
-
-    #[test]
-    fn a_peer_that_is_allowed_every_address_gets_no_default_route() {
-        let text = "config_version = 1\n[gateway]\nprivate_key = \"eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\"\n\
-                    network = \"10.9.0.0/24\"\n[[peer]]\nname = \"exit\"\naddresses = [\"10.9.0.2\"]\n\
-                    public_key = \"xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\"\n\
-                    suite = \"chacha20-poly1305\"\nallowed_ips = [\"0.0.0.0/0\", \"::/0\", \"192.168.50.0/24\"]\n";
-        let source = Source::new("adit.toml", text);
-        let config = Config::parse(&source, std::path::Path::new("."), &Layers::default()).unwrap();
-        assert_eq!(config.peers[0].allowed_ips().count(), 4, "it may send from everywhere");
-        let routes: Vec<_> = plan(&config, &Invited::default(), 51820, 1420)
-            .routes
-            .iter()
-            .map(|route| route.destination.to_string())
-            .collect();
-        assert_eq!(routes, ["192.168.50.0/24"]);
-    }
 }

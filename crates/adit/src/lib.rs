@@ -59,7 +59,9 @@ pub mod table;
 pub mod tunnel;
 pub mod uapi;
 pub mod upkeep;
+pub mod usage;
 pub mod verify;
+pub mod wall_clock;
 pub mod web;
 pub mod wg;
 

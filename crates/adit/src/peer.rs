@@ -6,7 +6,6 @@ mod page;
 mod set;
 
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use anyhow::{anyhow, bail};
 
@@ -15,10 +14,10 @@ use crate::config::{Config, Document, Layers, Peer, PeerName};
 use crate::control::{self, Changes};
 use crate::events::{Event, EventLog};
 use crate::home::Home;
-use crate::instance::unix_secs;
 use crate::invite::Invites;
 use crate::keys;
 use crate::state::Lock;
+use crate::wall_clock;
 
 pub use self::add::{AddArgs, add};
 pub use self::export::{ExportArgs, export};
@@ -50,7 +49,7 @@ pub fn remove(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Result<E
 fn remove_from_file(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Result<Vec<PeerName>> {
     let _lock = Lock::hold(home)?;
     let config = Config::load(home, layers)?;
-    let key = peer_of(&config, name)?.public_key;
+    let key = peer_of(home, &config, name)?.public_key;
     let public_key = keys::public_text(&key);
     let mut document = Document::open(&home.config_file())?;
     if !document.remove_peer(name) {
@@ -60,8 +59,8 @@ fn remove_from_file(home: &Home, name: &PeerName, layers: &Layers) -> anyhow::Re
             path.display()
         ));
     }
-    let mut invites = Invites::load(home, unix_secs(SystemTime::now()))?;
-    let revoked = invites.revoke_used_by(&key, unix_secs(SystemTime::now()));
+    let mut invites = Invites::load(home, wall_clock::now())?;
+    let revoked = invites.revoke_used_by(&key, wall_clock::now());
     if !revoked.is_empty() {
         invites.save()?;
     }
@@ -116,12 +115,12 @@ pub fn tell_gateways(home: &Home) -> Told {
 ///
 /// # Errors
 /// There is none; the text says which there are.
-fn peer_of<'a>(config: &'a Config, name: &PeerName) -> anyhow::Result<&'a Peer> {
+fn peer_of<'a>(home: &Home, config: &'a Config, name: &PeerName) -> anyhow::Result<&'a Peer> {
     config.peers.iter().find(|peer| peer.name == *name).ok_or_else(|| {
         let names = config.peers.iter().map(|peer| peer.name.as_str());
         match did_you_mean(name.as_str(), names) {
             Some(word) => anyhow!("there is no peer `{name}`; did you mean `{word}`?"),
-            None => anyhow!("there is no peer `{name}`; `adit peer list` shows them"),
+            None => anyhow!("there is no peer `{name}`; `adit peer list{}` shows them", home.flag()),
         }
     })
 }

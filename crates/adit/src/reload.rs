@@ -5,8 +5,20 @@ use std::process::ExitCode;
 use anyhow::bail;
 use serde_json::json;
 
-use crate::control::{self, Answer, ControlError, Verb};
+use crate::control::{self, Answer, Asked, Changes, ControlError, Verb};
 use crate::home::Home;
+
+/// What an instance says about having read its files again: to its log, and to whoever asked.
+pub fn tell(asked: Option<Asked>, outcome: anyhow::Result<Changes>) {
+    match &outcome {
+        Ok(changes) => tracing::info!("configuration read again: {changes}"),
+        Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
+    }
+    if let Some(asked) = asked {
+        let failed = |error: anyhow::Error| Answer::Failed(format!("{error:#}"));
+        asked.answer(outcome.map_or_else(failed, Answer::Reloaded));
+    }
+}
 
 /// Lets the instance of `interface`, or every one of `home`, read its configuration again.
 ///

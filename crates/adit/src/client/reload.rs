@@ -8,10 +8,11 @@ use adit_proto::event::{Command, PeerUpdate};
 use super::Client;
 use crate::config::wgquick::{Hooks, Interface, PeerSection, WgQuick};
 use crate::config::{ClientSettings, Config, Layers};
-use crate::control::{Answer, Asked, Changes};
+use crate::control::{Asked, Changes};
 use crate::gateway::start_metrics;
 use crate::home::Home;
 use crate::keys;
+use crate::reload;
 
 /// Where a tunnel has its settings from.
 #[derive(Debug)]
@@ -29,14 +30,7 @@ impl Client {
     /// Reads the profile again, and answers whoever asked for it.
     pub(super) fn reload(&mut self, asked: Option<Asked>) {
         let outcome = self.read_again();
-        match &outcome {
-            Ok(changes) => tracing::info!("configuration read again: {changes}"),
-            Err(error) => tracing::error!("the configuration stays as it was: {error:#}"),
-        }
-        if let Some(asked) = asked {
-            let failed = |error: anyhow::Error| Answer::Failed(format!("{error:#}"));
-            asked.answer(outcome.map_or_else(failed, Answer::Reloaded));
-        }
+        reload::tell(asked, outcome);
     }
 
     fn read_again(&mut self) -> anyhow::Result<Changes> {

@@ -1,7 +1,5 @@
 //! The clocks the protocol is driven with.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use adit_proto::time::{Clock, Instant, UnixTime};
 
 /// The time since boot, suspended time included, so that keys age while the machine sleeps.
@@ -11,6 +9,6 @@ pub fn now() -> Instant {
 
 /// Both clocks.
 pub(super) fn clock() -> Clock {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let wall = crate::wall_clock::now_exact();
     Clock { now: now(), wall: UnixTime { secs: wall.as_secs(), nanos: wall.subsec_nanos() } }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
 use adit_proto::key::PublicKey;
@@ -13,8 +13,8 @@ use ipnet::IpNet;
 use super::prefix_of;
 use crate::config::Config;
 use crate::home::Home;
-use crate::instance::unix_secs;
 use crate::invite::{Invite, Invites};
+use crate::wall_clock;
 
 /// Those who may knock. Invites that are over are among them for a while, to be told so.
 #[derive(Clone, Debug, Default)]
@@ -30,7 +30,7 @@ impl Invited {
         if config.gateway.inside_api.is_none() {
             return Self::default();
         }
-        let list = match Invites::load(home, unix_secs(SystemTime::now())) {
+        let list = match Invites::load(home, wall_clock::now()) {
             Ok(invites) => invites.list,
             Err(error) => {
                 tracing::error!("nobody can join: {error:#}");

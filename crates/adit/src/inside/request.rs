@@ -1,7 +1,7 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
@@ -17,8 +17,8 @@ use super::caller::{Caller, Callers};
 use super::enrolment::{self, Enrolment};
 use super::seats::Seats;
 use super::transfer::{self, Size};
-use crate::instance::unix_secs;
 use crate::limits::LimitsReport;
+use crate::wall_clock;
 
 const CONNECTIONS_OF_A_PEER: usize = 16;
 const CONNECTIONS_IN_ALL: usize = 256;
@@ -183,7 +183,7 @@ fn whoami(caller: &Caller) -> Value {
         "outside": caller.outside,
         "carrier": caller.carrier,
         "suite": caller.suite.name(),
-        "limits": LimitsReport::of(&caller.facts.limits, &caller.allowance, unix_secs(SystemTime::now())),
+        "limits": LimitsReport::of(&caller.facts.limits, &caller.allowance, wall_clock::now()),
     })
 }
 

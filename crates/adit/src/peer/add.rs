@@ -3,7 +3,6 @@
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::process::ExitCode;
-use std::time::SystemTime;
 
 use adit_proto::suite::Suite;
 use anyhow::{Context, bail};
@@ -14,13 +13,13 @@ use super::{remove_from_file, tell_gateways};
 use crate::config::{Config, Document, Layers, Peer, PeerName, parse_prefix, parse_suite, parse_tag};
 use crate::events::{Event, EventLog};
 use crate::home::Home;
-use crate::instance::unix_secs;
 use crate::invite::{Invites, Terms};
 use crate::keys;
 use crate::lease::{self, Lease};
 use crate::private_file;
 use crate::qr;
 use crate::state::{Leases, Lock};
+use crate::wall_clock;
 
 /// What `adit peer add` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -96,7 +95,7 @@ fn make(home: &Home, args: &AddArgs, layers: &Layers) -> anyhow::Result<Added> {
             home.flag()
         );
     }
-    let now = unix_secs(SystemTime::now());
+    let now = wall_clock::now();
     let invited = Invites::load(home, now)?.open_addresses(now);
     let mut leases = Leases::load(home)?;
     let private_key = keys::generate_private()?;
