@@ -1,15 +1,18 @@
 //! The command line: what can be said, and who does it.
 
+mod global;
 mod print;
 
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+pub use self::global::Color;
+use self::global::{Global, asked_color, clap_color};
 use self::print::{completions, man, version};
 use crate::client::{self, UpOptions};
 use crate::config::diagnostic::escape;
@@ -23,6 +26,7 @@ use crate::log::LogOptions;
 use crate::profile::{self, ForVerb};
 use crate::settings::ConfigVerb;
 use crate::status::Asking;
+use crate::usage::Usage;
 use crate::{
     bench, check, demo, exclude, export, gateway, import, init, invite, ip, join, keys, lockdown, peer, plan,
     proxy, reload, restore, run, service, settings, status, verify, wg,
@@ -57,40 +61,6 @@ pub struct Cli {
     global: Global,
     #[command(subcommand)]
     verb: Verb,
-}
-
-/// What every verb may be told.
-#[derive(Debug, Args)]
-pub struct Global {
-    /// Keep configuration, state and sockets in DIR, not in /etc, /var/lib and /run
-    #[arg(long, value_name = "DIR", env = "ADIT_HOME", global = true)]
-    home: Option<PathBuf>,
-    /// Log more; twice logs everything
-    #[arg(short, long, action = ArgAction::Count, global = true)]
-    verbose: u8,
-    /// Log warnings and errors only
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
-    quiet: bool,
-    /// How log lines look
-    #[arg(long, value_name = "FORMAT", global = true, value_parser = ["text", "json"])]
-    log_format: Option<String>,
-    /// Log to a file or to journald, not to standard error
-    #[arg(long, value_name = "PATH|journald", global = true)]
-    log_file: Option<PathBuf>,
-    /// Colours: auto heeds the terminal and NO_COLOR
-    #[arg(long, value_name = "WHEN", global = true, default_value = "auto")]
-    color: Color,
-}
-
-/// When output is coloured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Color {
-    /// On a terminal, unless `NO_COLOR` is set.
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
 }
 
 #[derive(Debug, Subcommand)]
@@ -344,7 +314,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             explain(&error, color);
-            ExitCode::FAILURE
+            if error.is::<Usage>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -358,8 +328,14 @@ impl Cli {
     fn run(self) -> anyhow::Result<ExitCode> {
         let home = Home::new(self.global.home.as_deref())?;
         let layers = self.global.layers();
+        crate::wall_clock::heed(&home);
         if self.verb.holds_keys() {
             crate::daemon::forbid_core_dumps();
+        }
+        if !self.verb.logs_itself() {
+            // What is wrong in the environment is told by whoever needs it.
+            let level = Config::log_without_file(&layers).map_or(Some(tracing::Level::WARN), |log| log.level);
+            crate::log::start_for_a_moment(level, self.global.is_loud());
         }
         if !matches!(self.verb, Verb::Restore | Verb::Down { .. } | Verb::Lab { .. }) {
             restore::after_boot(&home);
@@ -378,7 +354,7 @@ impl Cli {
             Verb::Peer(PeerVerb::Export(args)) => peer::export(&home, &args, &layers),
             Verb::Invite(args) => invite::run(&home, &args, &layers),
             Verb::Service(verb) => service::run(&home, &verb, &layers),
-            Verb::Join(args) => join::run(&home.of_user(), &args),
+            Verb::Join(args) => join::run(&home.of_user(), &args, &self.global.arguments()),
             Verb::Up { file, foreground, allow_hooks, settings } => {
                 let log = Config::log(&home, &layers)?;
                 let file = profile::find(&home, file.as_deref(), ForVerb("up", ""))?;
@@ -447,6 +423,20 @@ impl Cli {
 }
 
 impl Verb {
+    /// Whether it stays, and begins its log when it knows where that goes.
+    fn logs_itself(&self) -> bool {
+        matches!(
+            self,
+            Self::Gateway(_)
+                | Self::Up { .. }
+                | Self::Run { .. }
+                | Self::Proxy(_)
+                | Self::Wg { .. }
+                | Self::Demo(_)
+                | Self::Lab { .. }
+        )
+    }
+
     /// Whether a core dump of the process could show a key. `check` does not count: for who is not root, a
     /// process without core dumps cannot open its own `/dev/stdin`.
     fn holds_keys(&self) -> bool {
@@ -474,29 +464,6 @@ impl Verb {
     }
 }
 
-impl Global {
-    /// What the environment and the flags of every verb say about the configuration.
-    fn layers(&self) -> Layers {
-        let mut layers = Layers::from_environment();
-        match (self.quiet, self.verbose) {
-            (true, _) => layers.flag("log.level", "--quiet", "warn"),
-            (false, 0) => {}
-            (false, 1) => layers.flag("log.level", "--verbose", "debug"),
-            (false, _) => layers.flag("log.level", "--verbose", "trace"),
-        }
-        if let Some(format) = &self.log_format {
-            layers.flag("log.format", "--log-format", format);
-        }
-        if let Some(file) = &self.log_file {
-            let is_word = ["-", "journald"].iter().any(|word| file.as_os_str() == *word);
-            let rooted = std::path::absolute(file).ok().filter(|_| !is_word);
-            let file = rooted.unwrap_or_else(|| file.clone());
-            layers.flag("log.file", "--log-file", file.display());
-        }
-        layers
-    }
-}
-
 impl GatewayArgs {
     /// Puts the flags over `layers`.
     #[must_use]
@@ -520,19 +487,6 @@ impl GatewayArgs {
     }
 }
 
-impl Color {
-    /// Whether to colour what goes to `stream`.
-    pub fn wanted(self, stream: &impl IsTerminal) -> bool {
-        match self {
-            Self::Always => true,
-            Self::Never => false,
-            Self::Auto => {
-                std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()) && stream.is_terminal()
-            }
-        }
-    }
-}
-
 /// `adit-wg wg0` means `adit wg wg0`.
 fn as_device(mut arguments: Vec<OsString>) -> Vec<OsString> {
     let called = arguments.first().map(Path::new).and_then(Path::file_name);
@@ -547,23 +501,6 @@ fn checked<T>(
     parse: impl Fn(&str) -> Result<T, Complaint> + Clone + Send + Sync + 'static,
 ) -> impl Fn(&str) -> Result<String, Complaint> + Clone + Send + Sync + 'static {
     move |text| parse(text).map(|_| text.to_owned())
-}
-
-/// The colour must be known before the command line is parsed: its errors are coloured too.
-fn asked_color(arguments: &[OsString]) -> Color {
-    let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
-    let joined = words.iter().find_map(|word| word.strip_prefix("--color="));
-    let apart = || words.windows(2).find_map(|pair| (pair[0] == "--color").then_some(pair[1]));
-    let asked = joined.or_else(apart).and_then(|word| Color::from_str(word, false).ok());
-    asked.unwrap_or(Color::Auto)
-}
-
-fn clap_color(color: Color) -> ColorChoice {
-    match color {
-        Color::Auto => ColorChoice::Auto,
-        Color::Always => ColorChoice::Always,
-        Color::Never => ColorChoice::Never,
-    }
 }
 
 fn explain(error: &anyhow::Error, color: Color) {
@@ -602,13 +539,5 @@ mod tests {
         assert_eq!(as_device(words(&["/usr/bin/adit-wg", "wg0"])), words(&["/usr/bin/adit-wg", "wg", "wg0"]));
         assert_eq!(as_device(words(&["adit", "up"])), words(&["adit", "up"]));
         assert_eq!(as_device(words(&[])), words(&[]));
-    }
-
-    #[test]
-    fn the_colour_is_known_before_the_rest_is() {
-        let words = |line: &str| line.split(' ').map(OsString::from).collect::<Vec<_>>();
-        assert_eq!(asked_color(&words("adit --color never up")), Color::Never);
-        assert_eq!(asked_color(&words("adit up --color=always")), Color::Always);
-        assert_eq!(asked_color(&words("adit up --color")), Color::Auto);
     }
 }

@@ -80,6 +80,8 @@ pub struct Instance {
     pub hidden: HashSet<PublicKey>,
     roaming: Roaming,
     heard: HashMap<PublicKey, u64>,
+    /// Those we call in vain.
+    unanswered: HashSet<PublicKey>,
     events_to: EventLog,
     pulse: Pulse,
     inner: (Sender<Asked>, Receiver<Asked>),
@@ -114,6 +116,7 @@ impl Instance {
             upkeep: Upkeep::default(),
             hidden: HashSet::new(),
             heard: HashMap::new(),
+            unanswered: HashSet::new(),
             events_to: EventLog::off(),
             pulse: Pulse::default(),
             inner: bounded(INNER_MAX),
@@ -296,6 +299,7 @@ impl Instance {
             Event::SessionEstablished { peer, endpoint, handshake_time } => {
                 let by_udp = endpoint.carrier == Carrier::Udp;
                 let (name, carrier, endpoint) = (self.name_of(peer), endpoint.carrier, endpoint.remote);
+                self.unanswered.remove(peer);
                 let is_new = !self.heard.contains_key(peer);
                 if is_new {
                     self.heard.insert(*peer, unix_secs(SystemTime::now()));
@@ -335,12 +339,14 @@ impl Instance {
             Event::WayAnswered { .. } => {}
             Event::EndpointSilent { peer, attempts } => {
                 tracing::debug!(peer = self.name_of(peer), attempts, "no answer to handshakes so far");
+                self.unanswered.insert(*peer);
                 self.endpoints.silent(peer);
             }
             Event::HandshakeGaveUp { peer } => {
                 let name = self.name_of(peer);
                 tracing::info!(peer = name, "no answer to handshakes for 90 s; waiting for traffic");
                 self.left(peer, name, Leaving::NoAnswer);
+                self.unanswered.insert(*peer);
                 self.endpoints.silent(peer);
             }
             Event::AccessChanged { peer, shut } => {
@@ -432,7 +438,7 @@ impl Instance {
     }
 
     fn peer_report(&self, peer: &PeerStatus) -> PeerReport {
-        let now = unix_secs(SystemTime::now());
+        let now = crate::wall_clock::now();
         PeerReport {
             public_key: keys::public_text(&peer.public_key),
             name: self.names.get(&peer.public_key).and_then(|(_, name)| name.clone()),
@@ -460,6 +466,7 @@ impl Instance {
             staged: peer.staged,
             has_session: peer.has_session,
             path_mtu_bytes: peer.path_mtu,
+            is_unanswered: self.unanswered.contains(&peer.public_key),
         }
     }
 }

@@ -28,6 +28,7 @@ use crate::lease::Lease;
 use crate::private_file;
 use crate::privilege::{self, quote_path};
 use crate::profile;
+use crate::usage::Usage;
 
 /// What `adit join` is told.
 #[derive(Clone, clap::Args)]
@@ -56,7 +57,7 @@ impl std::fmt::Debug for JoinArgs {
 ///
 /// # Errors
 /// The invite is wrong, over, or unknown, or the gateway does not answer; nothing is left behind then.
-pub fn run(home: &Home, args: &JoinArgs) -> anyhow::Result<ExitCode> {
+pub fn run(home: &Home, args: &JoinArgs, global: &[OsString]) -> anyhow::Result<ExitCode> {
     if !args.no_up && !privilege::may_configure_network() {
         bail!(
             "`adit join` makes a network interface and routes, which only root may do; run it with sudo, or add \
@@ -64,9 +65,14 @@ pub fn run(home: &Home, args: &JoinArgs) -> anyhow::Result<ExitCode> {
         );
     }
     let text = read_url(&args.url)?;
-    let url = InviteUrl::parse(&text)?;
-    if args.url.starts_with("adit://") {
-        hide(args, &text, home);
+    let is_written_out =
+        args.url != "-" && !["file:", "env:"].iter().any(|place| args.url.starts_with(place));
+    let url = match InviteUrl::parse(&text) {
+        Err(error) if is_written_out => return Err(Usage(error.to_string()).into()),
+        parsed => parsed?,
+    };
+    if is_written_out {
+        hide(args, &text, home, global);
     }
     drop(text);
     let (name, lease) = join(home, args.name.as_ref(), &url)?;
@@ -84,7 +90,7 @@ pub fn run(home: &Home, args: &JoinArgs) -> anyhow::Result<ExitCode> {
         eprintln!("next: `sudo adit up {name}{flag}`, or `adit run {name}{flag} -- CMD` without root");
         return Ok(ExitCode::SUCCESS);
     }
-    bring_up(home, &name, args)
+    bring_up(home, &name, args, global)
 }
 
 fn join(
@@ -118,7 +124,23 @@ fn join(
         }
         Err(AskError::NoAnswer(reason)) => {
             pending.give_up();
+            let up = crate::control::held(home).unwrap_or_default();
+            if !up.is_empty() {
+                bail!(
+                    "{reason}. Also, {} is up here: if it is a full tunnel it takes this question too, or keeps it in; \
+                     `adit down{}` ends it",
+                    up.join(" and "),
+                    home.flag()
+                );
+            }
             return Err(anyhow!(reason));
+        }
+        Err(AskError::NotNow(reason)) => {
+            pending.give_up();
+            bail!(
+                "{} says: {reason}; nothing was changed there or here: run the same command again once that is mended",
+                url.endpoint
+            );
         }
         Err(AskError::Refused(reason)) => {
             pending.end()?;
@@ -168,7 +190,7 @@ fn read_url(named: &str) -> anyhow::Result<Zeroizing<String>> {
 
 /// Starts this program over with the URL in a pipe: every user of this host sees the arguments of a process. When that
 /// does not work it goes on as it is, because the URL was seen already.
-fn hide(args: &JoinArgs, text: &str, home: &Home) {
+fn hide(args: &JoinArgs, text: &str, home: &Home, global: &[OsString]) {
     let Ok(program) = std::env::current_exe() else { return };
     let Ok((reader, mut writer)) = io::pipe() else { return };
     // A pipe holds more than a URL can have, so this does not wait.
@@ -177,7 +199,7 @@ fn hide(args: &JoinArgs, text: &str, home: &Home) {
     }
     drop(writer);
     let mut again = Command::new(program);
-    again.args(home.arguments()).args(["join", "-"]).stdin(Stdio::from(reader));
+    again.args(home.arguments()).args(global).args(["join", "-"]).stdin(Stdio::from(reader));
     if let Some(name) = &args.name {
         again.args(["--name", name.as_str()]);
     }
@@ -187,11 +209,16 @@ fn hide(args: &JoinArgs, text: &str, home: &Home) {
 }
 
 /// `adit up NAME`, in a process whose arguments hold no secret.
-fn bring_up(home: &Home, name: &InterfaceName, args: &JoinArgs) -> anyhow::Result<ExitCode> {
+fn bring_up(
+    home: &Home,
+    name: &InterfaceName,
+    args: &JoinArgs,
+    global: &[OsString],
+) -> anyhow::Result<ExitCode> {
     let flag = home.flag();
     let program = std::env::current_exe().context("cannot find this program to bring the tunnel up")?;
     let mut up = Command::new(&program);
-    up.args(home.arguments()).arg("up").arg(profile::path(home, name));
+    up.args(home.arguments()).args(global).arg("up").arg(profile::path(home, name));
     if let Some(variable) = args.url.strip_prefix("env:") {
         // It holds the URL, and the tunnel lives long.
         up.env_remove(variable);

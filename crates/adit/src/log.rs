@@ -112,6 +112,16 @@ pub fn start(options: &LogOptions) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Starts logging for a verb that does one thing and ends: warnings, or what was asked for, on standard error, where
+/// its user reads on. A service that it becomes starts its own log instead.
+pub fn start_for_a_moment(level: Option<Level>, is_loud: bool) {
+    let level = if is_loud { level } else { level.map(|level| level.min(Level::WARN)) };
+    let sink = Sink { is_json: false, place: Place::Stderr };
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).without_time();
+    let registry = tracing_subscriber::registry().with(LevelFilter::from(level));
+    let _ = registry.with(lines.with_writer(sink)).try_init();
+}
+
 /// Keeps events from `level` on, from now on; nothing where no log was started.
 pub fn set_level(level: Option<Level>) {
     if let Some(handle) = LEVEL.get() {

@@ -60,13 +60,15 @@ fn only(home: &Home, ForVerb(verb, rest): ForVerb) -> anyhow::Result<PathBuf> {
     match names.as_slice() {
         [(_, path)] => Ok(path.clone()),
         [] => bail!(
-            "there is no profile in {}; name a file: `adit {verb} FILE.conf{rest}`, or get one with `adit join URL`",
+            "there is no profile in {1}; name a file: `adit {verb} FILE.conf{0}{rest}`, or get one with `adit join URL{0}`",
+            home.flag(),
             directory(home).display()
         ),
         [(first, _), ..] => bail!(
-            "there are several profiles in {}: {}; name one: `adit {verb} {first}{rest}`",
+            "there are several profiles in {}: {}; name one: `adit {verb} {first}{}{rest}`",
             directory(home).display(),
-            list(&names)
+            list(&names),
+            home.flag()
         ),
     }
 }

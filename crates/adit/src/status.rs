@@ -149,6 +149,9 @@ pub struct PeerReport {
     /// The largest inside packet that reaches it, where the way is narrower than our device.
     #[serde(default)]
     pub path_mtu_bytes: Option<usize>,
+    /// Our handshakes have gone unanswered since its last session, or since the start.
+    #[serde(default)]
+    pub is_unanswered: bool,
 }
 
 #[derive(Serialize)]
@@ -250,10 +253,15 @@ pub fn client(home: &Home, interface: Option<&str>, verb: &str) -> anyhow::Resul
     clients.retain(|report| report.role == Role::Client);
     match clients.as_slice() {
         [] => anyhow::bail!(
-            "no tunnel is up here; `adit up NAME` brings one up, and then there is `adit {verb}`"
+            "no tunnel is up here; `adit up NAME{0}` brings one up, and then there is `adit {verb}{0}`",
+            home.flag()
         ),
         [_] => Ok(clients.remove(0)),
-        [first, ..] => anyhow::bail!("several tunnels are up; name one: `adit {verb} {}`", first.interface),
+        [first, ..] => anyhow::bail!(
+            "several tunnels are up; name one: `adit {verb} {}{}`",
+            first.interface,
+            home.flag()
+        ),
     }
 }
 
@@ -309,6 +317,7 @@ pub(super) mod tests {
             staged: 0,
             has_session: true,
             path_mtu_bytes: None,
+            is_unanswered: false,
         };
         let silent = PeerReport {
             name: None,

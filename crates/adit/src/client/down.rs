@@ -63,7 +63,9 @@ fn the_only_one(home: &Home) -> anyhow::Result<String> {
     match names.as_slice() {
         [name] => Ok(name.clone()),
         [] => bail!("nothing is up here; `adit up FILE.conf{}` brings a tunnel up", home.flag()),
-        names => bail!("several are up: {}; name one: `adit down {}`", names.join(", "), names[0]),
+        names => {
+            bail!("several are up: {}; name one: `adit down {}{}`", names.join(", "), names[0], home.flag())
+        }
     }
 }
 

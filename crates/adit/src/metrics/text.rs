@@ -220,6 +220,7 @@ mod tests {
             staged: 3,
             has_session: true,
             path_mtu_bytes: None,
+            is_unanswered: false,
         };
         let silent = PeerReport {
             name: None,

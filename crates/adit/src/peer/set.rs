@@ -9,6 +9,7 @@ use crate::config::diagnostic::did_you_mean;
 use crate::config::{Config, Document, KEYS, Key, Kind, Layers, PeerName};
 use crate::home::Home;
 use crate::state::Lock;
+use crate::usage::Usage;
 
 /// What `adit peer set` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -63,36 +64,48 @@ pub fn enable(home: &Home, name: &PeerName, enabled: bool, layers: &Layers) -> a
 /// There is no such peer or key, or a value is wrong; nothing was changed then.
 pub fn set(home: &Home, args: &SetArgs, layers: &Layers) -> anyhow::Result<ExitCode> {
     let settings: Vec<(&Key, &str)> =
-        args.settings.iter().map(|text| parse(text)).collect::<anyhow::Result<_>>()?;
+        args.settings.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
     change(home, &args.name, layers, |document, _| {
         settings.iter().try_for_each(|(key, text)| match text.is_empty() {
             true => document.unset_peer(&args.name, key.name),
             false => document.set_peer(&args.name, key.name, value(key, text)),
+        })?;
+        // The line of an error would be one that was never written.
+        document.check().map(drop).map_err(|report| {
+            let told: Vec<String> = report
+                .diagnostics()
+                .iter()
+                .map(|it| format!("{}; {}", it.complaint.reason, it.complaint.fix))
+                .collect();
+            Usage(format!("{} cannot be set so: {}; nothing was changed", args.name, told.join("; "))).into()
         })
     })?;
     eprintln!("changed {}", args.name);
     Ok(ExitCode::SUCCESS)
 }
 
-fn parse(text: &str) -> anyhow::Result<(&'static Key, &str)> {
+fn parse(text: &str) -> Result<(&'static Key, &str), Usage> {
+    let wrong = |reason: String| Err(Usage(reason));
     let Some((name, value)) = text.split_once('=') else {
-        bail!("write KEY=VALUE, for example `persistent_keepalive_secs=25`");
+        return wrong(format!(
+            "`{text}` sets nothing: write KEY=VALUE, for example `persistent_keepalive_secs=25`"
+        ));
     };
     if let Some((_, otherwise)) = OTHERWISE.iter().find(|(key, _)| *key == name) {
-        bail!("`{name}` cannot be set here: {otherwise}");
+        return wrong(format!("`{name}` cannot be set here: {otherwise}"));
     }
     let keys = || KEYS.iter().filter(|key| key.section == "peer");
     match keys().find(|key| key.name == name) {
-        Some(key) if key.kind == Kind::Secret && !value.is_empty() && !is_reference(value) => bail!(
+        Some(key) if key.kind == Kind::Secret && !value.is_empty() && !is_reference(value) => wrong(format!(
             "other users of this host see what is in a command: write the secret to a file that only you can read, \
              and `{name}=file:PATH` here"
-        ),
+        )),
         Some(key) => Ok((key, value)),
         None => {
             let names: Vec<&str> = keys().map(|key| key.name).collect();
             match did_you_mean(name, names.iter().copied()) {
-                Some(word) => bail!("a peer has no key of that name; did you mean `{word}`?"),
-                None => bail!("a peer has no key of that name; it has {}", names.join(", ")),
+                Some(word) => wrong(format!("a peer has no key `{name}`; did you mean `{word}`?")),
+                None => wrong(format!("a peer has no key `{name}`; it has {}", names.join(", "))),
             }
         }
     }
@@ -124,7 +137,7 @@ fn change(
     {
         let _lock = Lock::hold(home)?;
         let config = Config::load(home, layers)?;
-        peer_of(&config, name)?;
+        peer_of(home, &config, name)?;
         let mut document = Document::open(&home.config_file())?;
         change(&mut document, &config)?;
         document.save()?;

@@ -35,6 +35,9 @@ const NAME_COLUMNS: usize = 24;
 
 /// Column of the values.
 const INDENT: usize = 14;
+/// A gateway that refuses handshakes says nothing, as one that is off.
+const UNANSWERED: &str =
+    "the gateway is off or out of reach, or has ended the access of this peer; whoever runs it knows";
 
 pub(super) fn page(report: &Report, look: Look) -> String {
     let mut page = Page { out: String::new(), look };
@@ -116,6 +119,10 @@ impl Page {
         let name = peer.name.as_ref().map_or(String::new(), |name| format!("{} ", escape(name)));
         self.fact("gateway", &format!("{name}{}", peer.public_key));
         self.granted(report);
+        let is_explained = report.granted.as_ref().is_some_and(|granted| granted.state != LimitState::Within);
+        if peer.is_unanswered && !is_explained {
+            self.fact("no answer", UNANSWERED);
+        }
         self.fact("reaches", &list(&peer.allowed_ips, 6));
         self.fact("device", &device(report));
     }
@@ -414,7 +421,11 @@ mod tests {
              \x20 device      MTU 1420, UDP port 51820, 2 lanes, offload tso, uso\n"
         );
         report.peers[0].has_session = false;
-        assert!(page(&report, look(80)).starts_with("adit0  client, idle, up"));
+        let idle = page(&report, look(80));
+        assert!(idle.starts_with("adit0  client, idle, up") && !idle.contains("no answer"), "{idle}");
+        report.peers[0].is_unanswered = true;
+        let unanswered = page(&report, look(200));
+        assert!(unanswered.contains("\n  no answer   ") && unanswered.contains("ended"), "{unanswered}");
     }
 
     #[test]
