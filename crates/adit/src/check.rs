@@ -7,7 +7,7 @@ use serde_json::json;
 
 use crate::config::diagnostic::Place;
 use crate::config::wgquick::{Hooks, WgQuick};
-use crate::config::{ClientSettings, Config, Document, Layers, Report};
+use crate::config::{ClientSettings, Complaint, Config, Document, Layers, Report, Source};
 use crate::home::Home;
 
 /// Checks `file`, or the configuration of `home`. Names ending in `.conf` are wg-quick files.
@@ -32,7 +32,10 @@ pub fn run(
         let settings = ClientSettings::load_file(&path, layers, None);
         settings.and_then(|_| Config::log_file(&path, layers)).map(|_| "settings of a client".to_owned())
     } else {
-        Config::load_file(&path, layers).map(|config| describe_gateway(&config))
+        Config::load_file(&path, layers).and_then(|config| {
+            read_certificate(home, &path, &config)?;
+            Ok(describe_gateway(&config))
+        })
     };
     let name = path.display().to_string();
     match checked {
@@ -48,6 +51,20 @@ pub fn run(
         Err(report) => return Err(report.into()),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the gateway would not start without; one that it makes itself is not made here.
+fn read_certificate(home: &Home, path: &Path, config: &Config) -> Result<(), Report> {
+    if config.gateway.stream.certificate.is_none() {
+        return Ok(());
+    }
+    crate::gateway::stream_offer(home, config).map(drop).map_err(|error| {
+        let complaint = Complaint::new(
+            format!("{error:#}"),
+            "set `stream_certificate` and `stream_key` to files that can be read, or remove both",
+        );
+        Report::single(&Source::new(path.display().to_string(), ""), Place::File, complaint)
+    })
 }
 
 /// Settings without a gateway, for the profiles of this home.

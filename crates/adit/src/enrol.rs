@@ -8,7 +8,6 @@
 //! killed or the answer was lost, gets the same lease; whoever asks with another key after the last use gets none.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use adit_proto::key::PublicKey;
 use adit_proto::suite::Suite;
@@ -18,11 +17,11 @@ use crate::config::{Config, Document, Layers, Peer, PeerName};
 use crate::control::{self, Answer, Verb};
 use crate::events::{Event, EventLog};
 use crate::home::Home;
-use crate::instance::unix_secs;
 use crate::invite::{Invite, Invites, Standing, Terms, Use};
 use crate::keys;
 use crate::lease::{self, Lease};
 use crate::state::{Leases, Lock};
+use crate::wall_clock;
 
 /// Where peers join the gateway of a home.
 #[derive(Debug)]
@@ -40,6 +39,11 @@ pub struct Application {
     /// The suites that its host speaks well.
     pub suites: Vec<Suite>,
 }
+
+/// Nothing was written down: whoever asked need not keep its key.
+#[derive(Debug, thiserror::Error)]
+#[error("nothing was changed")]
+pub struct Untouched;
 
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,9 +63,10 @@ impl Office {
     /// Makes a peer of whoever came with the key `invited`. Blocks on the disk.
     ///
     /// # Errors
-    /// The configuration or a file cannot be read or changed; asking again later may help.
+    /// The configuration or a file cannot be read or changed; asking again later may help. With [`Untouched`] in the
+    /// chain nobody but the log knows of it.
     pub fn enrol(&self, invited: &PublicKey, application: &Application) -> anyhow::Result<Outcome> {
-        let now = unix_secs(SystemTime::now());
+        let now = wall_clock::now();
         let (peer, terms, config) = match self.write_down(invited, application, now)? {
             Written::Peer(peer, terms, config) => (peer, terms, config),
             Written::Refused(reason) => {
@@ -89,9 +94,9 @@ impl Office {
         application: &Application,
         now: u64,
     ) -> anyhow::Result<Written> {
-        let _lock = Lock::hold(&self.home)?;
-        let config = Config::load(&self.home, &self.layers)?;
-        let mut invites = Invites::load(&self.home, now)?;
+        let _lock = Lock::hold(&self.home).context(Untouched)?;
+        let config = Config::load(&self.home, &self.layers).context(Untouched)?;
+        let mut invites = Invites::load(&self.home, now).context(Untouched)?;
         let Some(at) = invites.list.iter().position(|invite| invite.public_key == *invited) else {
             return Ok(Written::Refused("this invite is not known any more".to_owned()));
         };
@@ -121,10 +126,10 @@ impl Office {
                 if taken_by_gateway || invites.list.iter().any(|it| it.public_key == key) {
                     return Ok(Written::Refused("this key belongs to somebody else already".to_owned()));
                 }
-                let name = free_name(&config, invite)?;
+                let name = free_name(&config, invite).context(Untouched)?;
                 let new = Use { public_key: key, name, at: now, is_settled: false };
                 invites.list[at].used.push(new);
-                invites.save()?;
+                invites.save().context(Untouched)?;
             }
         }
         let mut leases = Leases::load(&self.home)?;
@@ -295,6 +300,33 @@ mod tests {
         });
         assert!(gateway.ask(3, NOW).is_err());
         assert_eq!(gateway.ask(2, NOW).unwrap().name.as_str(), "laptop");
+        assert_eq!(gateway.config().peers.len(), 1);
+    }
+
+    #[test]
+    fn a_gateway_that_can_write_nothing_says_that_nothing_was_changed() {
+        let gateway = gateway(1);
+        let ask = || {
+            let application = Application { public_key: PublicKey([2; 32]), suites: Vec::new() };
+            gateway.office.write_down(&INVITED, &application, NOW).map(|_| ())
+        };
+        // A directory in the place of the new file is in the way of whoever is root too.
+        let way = format!("{}.{}.new", "invites.json", std::process::id());
+        let way = gateway.home.state_dir.join(way);
+        std::fs::create_dir(&way).unwrap();
+        std::fs::write(way.join("x"), "").unwrap();
+        let error = ask().unwrap_err();
+        assert!(error.is::<Untouched>(), "{error:#}");
+        assert!(gateway.config().peers.is_empty());
+        std::fs::remove_dir_all(&way).unwrap();
+        // Half-way there is something to go on from.
+        let way = gateway.home.state_dir.join(format!("{}.{}.new", "leases.json", std::process::id()));
+        std::fs::create_dir(&way).unwrap();
+        std::fs::write(way.join("x"), "").unwrap();
+        let error = ask().unwrap_err();
+        assert!(!error.is::<Untouched>(), "{error:#}");
+        std::fs::remove_dir_all(&way).unwrap();
+        ask().unwrap();
         assert_eq!(gateway.config().peers.len(), 1);
     }
 

@@ -275,7 +275,8 @@ mod tests {
             (client("PostUp = iptables -t nat -A POSTROUTING -o eth0 -j MASQUERADE; rm -rf /"), "rm -rf /"),
             (server("10.9.0.7/24", ""), "10.9.0.1"),
             (server("10.8.0.1/24", ""), "no address in 10.8.0.0/24"),
-            (server("10.9.0.1/32", ""), "10.9.0.1/32"),
+            (server("10.9.0.1/32", ""), "10.9.0.1/32 is one address"),
+            (client(MASQUERADE), "it has MASQUERADE commands"),
             ("[Interface]\nAddress = 1\n".to_owned(), ""),
         ] {
             let world = World::new();

@@ -5,7 +5,7 @@ mod place;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use adit_host::Surroundings;
@@ -14,7 +14,9 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use zeroize::Zeroizing;
 
 use crate::config::name::InterfaceName;
-use crate::config::{Config, Document, KEYS, Layers, Report, Source, parse_network, parse_network6};
+use crate::config::{
+    Config, Document, KEYS, Kind, Layers, Report, ServiceUrl, Source, parse_network, parse_network6,
+};
 use crate::endpoint::HostPort;
 use crate::gateway::IPV6_OFF;
 use crate::home::Home;
@@ -153,7 +155,11 @@ impl Decisions {
                 }
                 (Some(value), _) if section == "gateway" => writeln!(text, "{name} = \"{value}\"")?,
                 (_, Some(default @ ("true" | "false"))) => writeln!(text, "# {name} = {default}")?,
-                (_, default) => writeln!(text, "# {name} = \"{}\"", default.unwrap_or_default())?,
+                (_, Some(default)) => writeln!(text, "# {name} = \"{default}\"")?,
+                (_, None) if key_info.kind == Kind::List => {
+                    writeln!(text, "# {name} = [{}]", example(section, name))?;
+                }
+                (_, None) => writeln!(text, "# {name} = \"\"")?,
             }
         }
         text.push_str("\n# `adit peer add NAME` appends a [[peer]] section for each client.\n");
@@ -186,6 +192,17 @@ impl Decisions {
     }
 }
 
+/// What may stand in a list that is not there by default, where an empty one would mean something else.
+fn example(section: &str, name: &str) -> String {
+    match (section, name) {
+        ("gateway", "allow") => "\"* -> *\"".to_owned(),
+        ("ip", "services") => {
+            ServiceUrl::usual().iter().map(|url| format!("\"{url}\"")).collect::<Vec<_>>().join(", ")
+        }
+        _ => String::new(),
+    }
+}
+
 /// There is a file already: leave it, or change what is asked and keep a backup.
 fn existing(home: &Home, path: &Path, args: &InitArgs) -> anyhow::Result<ExitCode> {
     let config = Config::load(home, &Layers::default())
@@ -215,7 +232,7 @@ fn existing(home: &Home, path: &Path, args: &InitArgs) -> anyhow::Result<ExitCod
         document.set_gateway(change.key, &change.asked)?;
     }
     document.check().context("the change would make the configuration wrong; nothing was changed")?;
-    let backup = backup(path)?;
+    let backup = private_file::keep_backup(path, ".bak")?;
     document.save()?;
     for change in &changes {
         crate::print_line(&format!("  {:<10} {} (was {})", change.key, change.asked, change.now))?;
@@ -263,18 +280,4 @@ fn write_checked(path: &Path, text: &str) -> anyhow::Result<()> {
     let checked: Result<Config, Report> = Config::parse(&source, Path::new("."), &Layers::default());
     checked.context("these choices do not fit together; nothing was written")?;
     private_file::write(path, text.as_bytes())
-}
-
-fn backup(path: &Path) -> anyhow::Result<PathBuf> {
-    let contents = private_file::read(path)?;
-    for number in 1..10_000 {
-        let mut name = path.as_os_str().to_owned();
-        name.push(format!(".bak{number}"));
-        let backup = PathBuf::from(name);
-        if fs::symlink_metadata(&backup).is_err() {
-            private_file::write(&backup, &contents)?;
-            return Ok(backup);
-        }
-    }
-    bail!("there are too many backups of {}; remove some", path.display())
 }

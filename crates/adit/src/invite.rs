@@ -12,7 +12,7 @@ mod url;
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddrV4};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
@@ -26,7 +26,6 @@ pub use self::url::{CarrierKind, InviteUrl, MAX_BYTES as URL_BYTES_MAX, OtherEnd
 use crate::config::diagnostic::did_you_mean;
 use crate::config::{Config, Layers, PeerName, parse_prefix, parse_tag};
 use crate::home::Home;
-use crate::instance::unix_secs;
 use crate::keys;
 use crate::lease;
 use crate::peer::tell_gateways;
@@ -35,6 +34,7 @@ use crate::qr;
 use crate::resolvers;
 use crate::state::Lock;
 use crate::table::Table;
+use crate::wall_clock;
 
 /// What `adit invite` is told.
 #[derive(Clone, Debug, clap::Args)]
@@ -147,7 +147,7 @@ fn make(
 ) -> anyhow::Result<(Zeroizing<String>, u64)> {
     let _lock = Lock::hold(home)?;
     let config = Config::load(home, layers)?;
-    let now = unix_secs(SystemTime::now());
+    let now = wall_clock::now();
     let mut invites = Invites::load(home, now)?;
     let flag = home.flag();
     if config.peers.iter().any(|peer| peer.name == *name) {
@@ -192,8 +192,6 @@ fn make(
         revoked: None,
         terms: Terms { split: args.split.clone(), dns: args.dns_servers(), tags: args.tags.clone() },
     });
-    private_file::protect_stdout()?;
-    invites.save()?;
     let url = InviteUrl {
         endpoint,
         gateway,
@@ -204,6 +202,9 @@ fn make(
         tls_pin: crate::gateway::stream_offer(home, &config)?.pin_bytes(),
         server_name: None,
     };
+    private_file::protect_stdout()?;
+    // The last that can go wrong: an invite without its URL would stand in the way of the next.
+    invites.save()?;
     Ok((url.to_text(), expires))
 }
 
@@ -226,7 +227,7 @@ fn write_secret(text: &str) -> io::Result<()> {
 }
 
 fn list(home: &Home, json: bool) -> anyhow::Result<ExitCode> {
-    let now = unix_secs(SystemTime::now());
+    let now = wall_clock::now();
     let invites = Invites::load(home, now)?;
     if json {
         let list: Vec<Value> = invites.list.iter().map(|invite| describe(invite, now)).collect();
@@ -285,7 +286,7 @@ fn describe(invite: &Invite, now: u64) -> Value {
 }
 
 fn revoke(home: &Home, name: &PeerName) -> anyhow::Result<ExitCode> {
-    let now = unix_secs(SystemTime::now());
+    let now = wall_clock::now();
     let invites = Invites::load(home, now)?;
     if !revoke_quietly(home, name)? {
         let names: Vec<&str> =
@@ -312,7 +313,7 @@ fn revoke(home: &Home, name: &PeerName) -> anyhow::Result<ExitCode> {
 /// Whether there was an open invite of that name.
 fn revoke_quietly(home: &Home, name: &PeerName) -> anyhow::Result<bool> {
     let _lock = Lock::hold(home)?;
-    let now = unix_secs(SystemTime::now());
+    let now = wall_clock::now();
     let mut invites = Invites::load(home, now)?;
     let mut found = false;
     for invite in invites.list.iter_mut().filter(|it| it.name == *name && it.is_open(now)) {

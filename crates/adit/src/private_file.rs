@@ -3,8 +3,9 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use zeroize::Zeroizing;
@@ -20,6 +21,9 @@ pub enum ReadError {
     /// The file is not there.
     #[error("there is no file {0}")]
     Missing(PathBuf),
+    /// The name is there, and leads nowhere.
+    #[error("{0} is a symbolic link that leads to no file")]
+    Dangling(PathBuf),
     /// Others may read or change the file.
     #[error("{path} can be read or changed by others (mode {mode:04o}) and holds keys")]
     Exposed {
@@ -57,6 +61,7 @@ impl ReadError {
     pub fn fix(&self) -> String {
         match self {
             Self::Missing(_) => "check the name of the file".to_owned(),
+            Self::Dangling(path) => format!("`ls -l {}` shows where it leads", quote(path)),
             Self::Exposed { path, .. } => format!("run `chmod 600 {}`", quote(path)),
             Self::Foreign { path, .. } => {
                 format!("look into it, and if it is right run `chown root: {}`", quote(path))
@@ -64,6 +69,9 @@ impl ReadError {
             Self::NotAFile(_) | Self::TooLarge(_) => "name the configuration file itself".to_owned(),
             Self::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
                 "run the command with sudo, or choose your own directory with --home DIR".to_owned()
+            }
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::TimedOut => {
+                "name a file, or begin to write into the pipe".to_owned()
             }
             Self::Io { .. } => "check the name and the disk".to_owned(),
         }
@@ -76,10 +84,11 @@ impl ReadError {
 /// The file is missing, exposed to others, foreign, too large or unreadable.
 pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, ReadError> {
     let io = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotFound if path.is_symlink() => ReadError::Dangling(path.to_owned()),
         io::ErrorKind::NotFound => ReadError::Missing(path.to_owned()),
         _ => ReadError::Io { path: path.to_owned(), source },
     };
-    let file = File::open(path).map_err(io)?;
+    let file = open(path).map_err(io)?;
     let metadata = file.metadata().map_err(io)?;
     let kind = metadata.file_type();
     if kind.is_file() {
@@ -102,6 +111,24 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, ReadError> {
     Ok(bytes)
 }
 
+/// How long a pipe with a name may wait for somebody who writes into it.
+const PIPE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Opening a pipe with a name waits for its writer, who may never come.
+fn open(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.file_type().is_fifo() {
+        return File::open(path);
+    }
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let named = path.to_owned();
+    std::thread::Builder::new().name("pipe".into()).spawn(move || {
+        let _ = sender.send(File::open(named));
+    })?;
+    receiver.recv_timeout(PIPE_PATIENCE).unwrap_or_else(|_| {
+        Err(io::Error::new(io::ErrorKind::TimedOut, "it is a pipe, and nobody writes into it"))
+    })
+}
+
 /// Writes a file that only its owner may read. It is the old file or the new file after a crash,
 /// never a part of one.
 ///
@@ -109,13 +136,51 @@ pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, ReadError> {
 /// The system refused; the old file is as it was.
 pub fn write(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
     // The file behind a symbolic link is replaced, not the link.
-    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let path = match fs::canonicalize(path) {
+        Ok(path) => path,
+        Err(_) if path.is_symlink() => bail!(
+            "{} is a symbolic link that leads to no file; nothing was written: remove the link, or make what it leads to",
+            path.display()
+        ),
+        Err(_) => path.to_owned(),
+    };
+    replace(&path, contents, 0o600)
+}
+
+/// Writes a file that everybody may read, for another program: the old one or the new one, as [`write()`] does it. A
+/// symbolic link of that name is replaced, not followed.
+///
+/// # Errors
+/// The system refused; the old file is as it was.
+pub fn write_public(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
+    replace(path, contents, 0o644)
+}
+
+/// Keeps `path` as it is under another name: with `suffix` and the next number. Where that is.
+///
+/// # Errors
+/// The file cannot be read or kept.
+pub fn keep_backup(path: &Path, suffix: &str) -> anyhow::Result<PathBuf> {
+    let contents = read(path)?;
+    for number in 1..10_000 {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!("{suffix}{number}"));
+        let backup = PathBuf::from(name);
+        if fs::symlink_metadata(&backup).is_err() {
+            write(&backup, &contents)?;
+            return Ok(backup);
+        }
+    }
+    bail!("there are too many backups of {}; remove some", path.display())
+}
+
+fn replace(path: &Path, contents: &[u8], mode: u32) -> anyhow::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().with_context(|| format!("{} names no file", path.display()))?;
     let mut new = name.to_owned();
     new.push(format!(".{}.new", std::process::id()));
     let new = directory.join(new);
-    let written = write_new(&new, contents).and_then(|()| fs::rename(&new, path));
+    let written = write_new(&new, contents, mode).and_then(|()| fs::rename(&new, path));
     if let Err(error) = written {
         let _ = fs::remove_file(&new);
         return Err(error).with_context(|| format!("cannot write {}; nothing was changed", path.display()));
@@ -140,12 +205,14 @@ pub fn remove_unfinished(directory: &Path, is_meant: impl Fn(&str) -> bool) {
     }
 }
 
-fn write_new(path: &Path, contents: &[u8]) -> io::Result<()> {
+fn write_new(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    // Whatever the umask says.
+    file.set_permissions(fs::Permissions::from_mode(mode))?;
     file.write_all(contents)?;
     file.sync_all()
 }
@@ -248,6 +315,46 @@ mod tests {
         write(&link, b"two").unwrap();
         assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
         assert_eq!(fs::read(&real).unwrap(), b"two");
+    }
+
+    #[test]
+    fn a_symbolic_link_that_leads_nowhere_is_named_and_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        assert!(matches!(read(&link), Err(ReadError::Dangling(_))));
+        let error = write(&link, b"one").unwrap_err().to_string();
+        assert!(error.contains("leads to no file"), "{error}");
+        assert!(link.is_symlink() && !real.exists());
+        write(&real, b"one").unwrap();
+        write(&link, b"two").unwrap();
+        assert_eq!(&read(&link).unwrap()[..], b"two");
+    }
+
+    #[test]
+    fn a_public_file_takes_the_place_of_a_link_and_leaves_what_it_led_to() {
+        let directory = tempfile::tempdir().unwrap();
+        let (real, link) = (directory.path().join("real"), directory.path().join("link"));
+        write(&real, b"one").unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        write_public(&link, b"two").unwrap();
+        assert!(!link.is_symlink());
+        assert_eq!((fs::read(&real).unwrap(), fs::read(&link).unwrap()), (b"one".to_vec(), b"two".to_vec()));
+        assert_eq!(fs::metadata(&link).unwrap().mode() & 0o7777, 0o644);
+    }
+
+    #[test]
+    fn a_pipe_is_read_from_its_writer_and_one_that_nobody_writes_into_is_an_error() {
+        let directory = tempfile::tempdir().unwrap();
+        let (silent, spoken) = (directory.path().join("silent"), directory.path().join("spoken"));
+        let made = std::process::Command::new("mkfifo").args([&silent, &spoken]).status().unwrap();
+        assert!(made.success());
+        let error = read(&silent).unwrap_err();
+        assert!(error.to_string().contains("nobody writes into it"), "{error}");
+        let named = spoken.clone();
+        let writer = std::thread::spawn(move || fs::write(named, "x").unwrap());
+        assert_eq!(&read(&spoken).unwrap()[..], b"x");
+        writer.join().unwrap();
     }
 
     #[test]

@@ -12,6 +12,8 @@ use anyhow::{Context, anyhow, bail};
 use self::unit::{Role, Unit};
 use crate::config::{Config, InterfaceName, Layers};
 use crate::home::Home;
+use crate::log::LogTarget;
+use crate::private_file;
 use crate::privilege;
 use crate::profile::{self, ForVerb};
 
@@ -67,7 +69,7 @@ impl Which {
 pub fn run(home: &Home, verb: &ServiceVerb, layers: &Layers) -> anyhow::Result<ExitCode> {
     match verb {
         ServiceVerb::Install { which, print: true, .. } => {
-            crate::print_line(unit_for(home, which)?.text().trim_end())?;
+            crate::print_line(unit_for(home, which, layers)?.text().trim_end())?;
         }
         ServiceVerb::Install { which, into, .. } => install(home, which, into.as_deref(), layers)?,
         ServiceVerb::Uninstall(which) => uninstall(home, which)?,
@@ -77,13 +79,26 @@ pub fn run(home: &Home, verb: &ServiceVerb, layers: &Layers) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-fn unit_for(home: &Home, which: &Which) -> anyhow::Result<Unit> {
+fn unit_for(home: &Home, which: &Which, layers: &Layers) -> anyhow::Result<Unit> {
     let program = std::env::current_exe().context("cannot find this program")?;
-    Unit::new(home, which.role(), &program)
+    let log = match which.role() {
+        Role::Restore => None,
+        Role::Gateway | Role::Tunnel(_) => match Config::log(home, layers)?.to {
+            LogTarget::File(path) => Some(path),
+            LogTarget::Stderr | LogTarget::Journal => None,
+        },
+    };
+    Unit::new(home, which.role(), &program, log.as_deref())
+}
+
+/// Its name does not depend on what is configured, which may be wrong by now.
+fn unit_named(home: &Home, which: &Which) -> anyhow::Result<Unit> {
+    let program = std::env::current_exe().context("cannot find this program")?;
+    Unit::new(home, which.role(), &program, None)
 }
 
 fn install(home: &Home, which: &Which, into: Option<&Path>, layers: &Layers) -> anyhow::Result<()> {
-    let unit = unit_for(home, which)?;
+    let unit = unit_for(home, which, layers)?;
     // A service that fails at every boot helps nobody.
     match which.role() {
         Role::Restore => {}
@@ -124,19 +139,13 @@ fn write(unit: &Unit, directory: &Path) -> anyhow::Result<PathBuf> {
         }
         _ => {}
     }
-    let mut new = path.clone().into_os_string();
-    new.push(".new");
-    let written = fs::write(&new, unit.text()).and_then(|()| fs::rename(&new, &path));
-    if let Err(error) = written {
-        let _ = fs::remove_file(&new);
-        return Err(error).with_context(|| format!("cannot write {}", path.display()));
-    }
+    private_file::write_public(&path, unit.text().as_bytes())?;
     Ok(path)
 }
 
 fn uninstall(home: &Home, which: &Which) -> anyhow::Result<()> {
     require_root("uninstall")?;
-    let unit = unit_for(home, which)?;
+    let unit = unit_named(home, which)?;
     let path = Path::new(UNIT_DIRECTORY).join(unit.name());
     let there = fs::read_to_string(&path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => anyhow!("there is no {}; nothing was changed", path.display()),
@@ -155,7 +164,7 @@ fn uninstall(home: &Home, which: &Which) -> anyhow::Result<()> {
 
 fn control(home: &Home, which: &Which, verb: &str, done: &str) -> anyhow::Result<()> {
     require_root(verb)?;
-    let unit = unit_for(home, which)?;
+    let unit = unit_named(home, which)?;
     if !Path::new(UNIT_DIRECTORY).join(unit.name()).exists() {
         bail!(
             "there is no service {}; `sudo adit service install{}{}` makes it",

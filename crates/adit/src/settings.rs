@@ -1,6 +1,6 @@
 //! `adit config`: what is set, by whom, and in which version of the file.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -117,21 +117,14 @@ fn migrate(home: &Home) -> anyhow::Result<ExitCode> {
         None => document.set_version(CONFIG_VERSION),
     }
     document.check()?;
-    let backup = backup_of(&path);
-    let before = private_file::read(&path)?;
-    private_file::write(&backup, &before).context("cannot keep a backup, so nothing was changed")?;
+    let backup = private_file::keep_backup(&path, ".before-migration")
+        .context("cannot keep a backup, so nothing was changed")?;
     document.save()?;
     crate::print_line(&format!(
         "{name} is of version {CONFIG_VERSION} now; as it was before it is kept as {}",
         backup.display()
     ))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn backup_of(path: &Path) -> PathBuf {
-    let mut name = path.to_owned().into_os_string();
-    name.push(".before-migration");
-    name.into()
 }
 
 #[cfg(test)]
@@ -146,6 +139,10 @@ mod tests {
         let home = Home::new(Some(directory.path())).unwrap();
         private_file::write(&home.config_file(), text.as_bytes()).unwrap();
         (directory, home)
+    }
+
+    fn backup_of(home: &Home, number: u32) -> PathBuf {
+        home.config_dir.join(format!("adit.toml.before-migration{number}"))
     }
 
     fn text(home: &Home) -> String {
@@ -163,10 +160,16 @@ mod tests {
             "{}",
             text(&home)
         );
-        assert_eq!(std::fs::read_to_string(backup_of(&home.config_file())).unwrap(), BODY);
+        assert_eq!(std::fs::read_to_string(backup_of(&home, 1)).unwrap(), BODY);
         let now = text(&home);
         migrate(&home).unwrap();
         assert_eq!(text(&home), now, "once is enough");
+
+        let other = BODY.replace("# mine", "# another");
+        private_file::write(&home.config_file(), other.as_bytes()).unwrap();
+        migrate(&home).unwrap();
+        let kept = [1, 2].map(|number| std::fs::read_to_string(backup_of(&home, number)).unwrap());
+        assert_eq!(kept, [BODY.to_owned(), other], "each as it was before");
     }
 
     #[test]
@@ -179,7 +182,7 @@ mod tests {
             let (_directory, home) = home(&wrong);
             assert!(migrate(&home).is_err());
             assert_eq!(text(&home), wrong);
-            assert!(!backup_of(&home.config_file()).exists());
+            assert!(!backup_of(&home, 1).exists());
         }
     }
 

@@ -155,6 +155,102 @@ fn usage_errors_exit_2_and_the_rest_explains_itself() {
 }
 
 #[test]
+fn what_cannot_be_meant_exits_2_and_changes_nothing() {
+    let gateway = Gateway::new();
+    gateway.good("peer add laptop");
+    let before = gateway.text();
+    let at =
+        |line: &str, code: i32, word: &str| bad(&format!("{line} --home {}", gateway.home()), code, word);
+    at("peer set laptop b", 2, "`b` sets nothing: write KEY=VALUE");
+    at("peer set laptop name=", 2, "adit peer rename");
+    at("peer set laptop enabld=false", 2, "did you mean `enabled`?");
+    let wrong = at("peer set laptop enabled=maybe", 2, "true or false");
+    assert!(
+        !wrong.stderr.contains("adit.toml"),
+        "no line of a file that was never written: {}",
+        wrong.stderr
+    );
+    at("join foo --no-up", 2, "adit://");
+    at("peer set nobody enabled=false", 1, "there is no peer `nobody`");
+    assert_eq!(gateway.text(), before);
+    gateway.good("peer set laptop enabled=false");
+    assert_ne!(gateway.text(), before);
+}
+
+#[test]
+fn hints_name_the_home_that_was_chosen() {
+    let gateway = Gateway::new();
+    let flag = format!("--home {}", gateway.home());
+    for line in ["peer show nobody", "up", "export", "bench"] {
+        let said = gateway.bad(line, "adit ");
+        assert!(said.stderr.contains(&flag), "{line}: {}", said.stderr);
+    }
+}
+
+#[test]
+fn a_failed_invite_leaves_none_behind() {
+    let gateway = Gateway::new();
+    let invites = || {
+        let page: Value = serde_json::from_str(&gateway.good("invite list --json").stdout).unwrap();
+        page["invites"].as_array().unwrap().len()
+    };
+    let text = gateway.text();
+    let certificate = "stream_certificate = \"/no/such/file.pem\"\nstream_key = \"/no/such/key.pem\"";
+    fs::write(gateway.file(), text.replacen("[gateway]\n", &format!("[gateway]\n{certificate}\n"), 1))
+        .unwrap();
+    gateway.bad("invite laptop", "/no/such/file.pem");
+    assert_eq!(invites(), 0);
+    gateway.bad("check", "/no/such/file.pem");
+    fs::write(gateway.file(), text).unwrap();
+    gateway.good("check");
+    gateway.good("invite laptop");
+    assert_eq!(invites(), 1);
+}
+
+#[test]
+fn a_new_key_that_could_not_be_told_takes_no_others_place() {
+    let gateway = Gateway::new();
+    gateway.good("peer add laptop");
+    let before = gateway.text();
+    let words = ["peer", "export", "laptop", "--new-key", "--home", gateway.home()];
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let told = ran(adit(words).stdout(full).output().unwrap());
+    assert!(told.code == 1 && told.stderr.contains("the peer keeps its key"), "{}", told.stderr);
+    assert_eq!(gateway.text(), before);
+    gateway.good("peer export laptop --new-key");
+    assert_ne!(gateway.text(), before);
+}
+
+#[test]
+fn a_file_that_is_no_configuration_is_not_to_be_closed() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("notes.conf");
+    for (text, word) in [("hello", "looks like a configuration"), ("[Interface]\n", "chmod 600")] {
+        fs::write(&file, text).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).unwrap();
+        for verb in ["check", "import"] {
+            let said =
+                bad(&format!("{verb} {} --home {}", file.display(), directory.path().display()), 1, word);
+            assert_eq!(said.stderr.contains("chmod"), word.contains("chmod"), "{}", said.stderr);
+        }
+    }
+}
+
+#[test]
+fn what_a_short_verb_has_to_warn_of_is_seen() {
+    let gateway = Gateway::new();
+    let log = gateway.directory.path().join("state/events.log");
+    fs::create_dir_all(&log).unwrap();
+    let said = gateway.good("peer add laptop");
+    assert!(said.stderr.contains("events are lost"), "{}", said.stderr);
+    let quiet = gateway.good("peer add phone --log-format json");
+    assert!(quiet.stderr.contains("events are lost"), "{}", quiet.stderr);
+    fs::remove_dir(&log).unwrap();
+    let said = gateway.good("peer add tablet");
+    assert!(!said.stderr.contains("events are lost"), "{}", said.stderr);
+}
+
+#[test]
 fn called_as_adit_wg_it_is_the_device() {
     let directory = tempfile::tempdir().unwrap();
     let link = directory.path().join("adit-wg");
@@ -234,6 +330,41 @@ fn init_writes_a_private_commented_file_that_checks() {
     assert!(added.starts_with(&text) && added[text.len()..].starts_with("\n[[peer]]\n"), "{added}");
     let checked = gateway.good("check").stdout;
     assert!(checked.contains("ok (gateway adit0, UDP port 443, 1 peer)"), "{checked}");
+}
+
+#[test]
+fn every_default_that_init_wrote_as_a_comment_stays_right_without_its_mark() {
+    let gateway = Gateway::new();
+    let text = gateway.text();
+    let is_setting = |line: &str| {
+        line.strip_prefix("# ").is_some_and(|rest| {
+            rest.split_once(" = ").is_some_and(|(name, _)| {
+                name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+            })
+        })
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let commented: Vec<usize> = (0..lines.len()).filter(|&at| is_setting(lines[at])).collect();
+    assert!(commented.len() > 30, "{text}");
+    let without_marks = |which: &[usize]| {
+        let line = |at: usize| if which.contains(&at) { &lines[at][2..] } else { lines[at] };
+        (0..lines.len()).map(line).collect::<Vec<_>>().join("\n")
+    };
+    let shown = |text: &str| {
+        fs::write(gateway.file(), text).unwrap();
+        gateway.good("config show").stdout
+    };
+    let before = shown(&text);
+    for &at in &commented {
+        let after = shown(&without_marks(&[at]));
+        // An example of a list is no default.
+        if !lines[at].contains(" = [\"") {
+            assert_eq!(after, before, "{} is what counts anyway", lines[at]);
+        }
+    }
+    shown(&without_marks(&commented));
+    fs::write(gateway.file(), text.replacen("# mtu = \"auto\"", "mtu = \"autp\"", 1)).unwrap();
+    gateway.bad("check", "mtu");
 }
 
 #[test]

@@ -293,6 +293,19 @@ impl Peer {
     }
 }
 
+/// Whether there is anything in a file that a configuration, or a damaged one, would have.
+fn looks_like_ours(path: &Path) -> bool {
+    use std::io::Read;
+    let mut start = zeroize::Zeroizing::new(Vec::new());
+    let read = std::fs::File::open(path).and_then(|file| file.take(64 << 10).read_to_end(&mut start));
+    let text = zeroize::Zeroizing::new(String::from_utf8_lossy(&start).to_lowercase());
+    read.is_err()
+        || ["[interface]", "[peer]", "privatekey", "private_key", "presharedkey", "preshared_key"]
+            .iter()
+            .chain(&["config_version", "[gateway]", "[client]", "[log]", "[ip]"])
+            .any(|word| text.contains(word))
+}
+
 /// Reads a file that may hold keys as the source of a configuration.
 ///
 /// # Errors
@@ -306,6 +319,10 @@ pub fn read_source(path: &Path) -> Result<Arc<Source>, Report> {
                 ReadError::Missing(path) if path.extension().is_some_and(|extension| extension == "toml") => {
                     "run `adit init --endpoint HOST:PORT` to make one, or name another with --home DIR"
                         .to_owned()
+                }
+                // Whoever names /etc/passwd is not to close it.
+                ReadError::Exposed { path, .. } if !looks_like_ours(path) => {
+                    "nothing in it looks like a configuration of adit or WireGuard; name the file that you mean".to_owned()
                 }
                 error => error.fix(),
             };

@@ -505,6 +505,11 @@ impl Raw {
     pub(super) fn item(&self) -> Option<&Item> {
         self.items.as_ref()?.first()
     }
+
+    /// Whether the text of nothing was written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.item().is_some_and(|item| item.text.is_empty())
+    }
 }
 
 impl fmt::Display for Origin {

@@ -341,14 +341,14 @@ impl Reader {
         self.optional(path, parse)?
     }
 
-    /// A key that may be absent: `None` is an error that is in the report now.
+    /// A key that may be absent, which an empty text says too: `None` is an error that is in the report now.
     pub(super) fn optional<T>(
         &mut self,
         path: &str,
         parse: impl Fn(&str) -> Result<T, Complaint>,
     ) -> Option<Option<T>> {
         let key = KEYS.iter().find(|key| key.path() == path)?;
-        let given = self.raw.settings.remove(path);
+        let given = self.raw.settings.remove(path).filter(|raw| key.default.is_some() || !raw.is_empty());
         let default = || key.default.map(|text| Raw::new(text.to_owned(), Place::File, Origin::Default));
         let raw = given.or_else(default);
         let origin = raw.as_ref().map_or(Origin::Default, |raw| raw.origin.clone());

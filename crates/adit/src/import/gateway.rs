@@ -1,6 +1,7 @@
 //! A wg-quick file of a server as an `adit.toml`.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
 
 use anyhow::bail;
 use ipnet::IpNet;
@@ -15,18 +16,13 @@ use crate::state::Lock;
 
 pub(super) fn import(home: &Home, name: &InterfaceName, file: &WgQuick, found: &Found) -> anyhow::Result<()> {
     let path = home.config_file();
-    if path.exists() {
-        bail!(
-            "there is a gateway already: {}; move that file away, or choose another --home",
-            path.display()
-        );
-    }
+    refuse_existing(&path)?;
     if file.interface.table != Table::Auto {
         bail!(
             "a gateway of adit makes its own routes, so `Table` cannot be taken over; remove it from the file"
         );
     }
-    let networks = networks_of(&file.interface.addresses)?;
+    let networks = networks_of(&file.interface.addresses, why_gateway(found))?;
     let text = text_of(name, file, &networks, found);
     let mut document = Document::of_text(&path, &text)?;
     for (index, section) in file.peers.iter().enumerate() {
@@ -34,6 +30,8 @@ pub(super) fn import(home: &Home, name: &InterfaceName, file: &WgQuick, found: &
     }
     document.check()?;
     let _lock = Lock::hold(home)?;
+    // Another may have made one since.
+    refuse_existing(&path)?;
     document.save()?;
     crate::print_line(&format!(
         "imported the gateway as {} with {} peers; `adit gateway{}` runs it. `endpoint` below [gateway] is not known from \
@@ -44,13 +42,39 @@ pub(super) fn import(home: &Home, name: &InterfaceName, file: &WgQuick, found: &
     ))
 }
 
+fn why_gateway(found: &Found) -> &'static str {
+    match (found.masquerade, found.forward) {
+        (true, _) => "it has MASQUERADE commands",
+        (false, true) => "it has FORWARD commands",
+        (false, false) => "it has a ListenPort, and no peer has an Endpoint",
+    }
+}
+
+fn refuse_existing(path: &Path) -> anyhow::Result<()> {
+    if path.symlink_metadata().is_ok() {
+        bail!(
+            "there is a gateway already: {}; move that file away, or choose another --home",
+            path.display()
+        );
+    }
+    Ok(())
+}
+
 /// One network of each family; the gateway of adit has the first address in it.
-fn networks_of(addresses: &[IpNet]) -> anyhow::Result<Vec<IpNet>> {
+fn networks_of(addresses: &[IpNet], why: &str) -> anyhow::Result<Vec<IpNet>> {
     let mut networks: Vec<IpNet> = Vec::new();
     for address in addresses {
         let network = address.trunc();
         let first = first_of(&network);
-        if first != address.addr() || address.prefix_len() == address.max_prefix_len() {
+        if address.prefix_len() == address.max_prefix_len() {
+            bail!(
+                "this file is read as that of a gateway ({why}), but {address} is one address and no network: if it is a \
+                 gateway, write its network as {}/24 or the like; if it is a client, take those lines out, or go on with \
+                 the file as it is: `adit up FILE.conf --allow-hooks`",
+                address.addr()
+            );
+        }
+        if first != address.addr() {
             bail!(
                 "a gateway of adit has the first address of its network ({first}), and {address} is not that; give it that \
                  address, or go on with the file as it is: `adit up`"

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::request::{Answer, page_of, refusal};
 use super::seats::Seats;
 use crate::config::parse_suite;
-use crate::enrol::{Application, Office, Outcome};
+use crate::enrol::{Application, Office, Outcome, Untouched};
 use crate::keys;
 
 /// The path of the question.
@@ -96,10 +96,11 @@ impl Enrolment {
             Ok(lease) => page_of(StatusCode::OK, Bytes::copy_from_slice(&lease)),
             Err(error) => {
                 tracing::error!("somebody with an invite could not join: {error:#}");
-                refusal(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "the gateway cannot add peers now; its log tells why",
-                )
+                let status = match error.is::<Untouched>() {
+                    true => StatusCode::INSUFFICIENT_STORAGE,
+                    false => StatusCode::SERVICE_UNAVAILABLE,
+                };
+                refusal(status, "the gateway cannot add peers now; its log tells why")
             }
         }
     }

@@ -29,6 +29,8 @@ pub enum AskError {
     NoAnswer(String),
     /// It may have heard us, and we did not hear what it said.
     Lost(String),
+    /// It heard us and could not take us in, and nothing of us is left there.
+    NotNow(String),
     /// It said no.
     Refused(String),
 }
@@ -67,6 +69,8 @@ async fn ask_until_answered(url: &InviteUrl, application: &Application) -> Resul
         match ask_once(url, application).await {
             Ok(lease) => return Ok(lease),
             Err(AskError::Refused(reason)) => return Err(AskError::Refused(reason)),
+            // The first of several questions may have been heard without us knowing.
+            Err(AskError::NotNow(reason)) if !was_heard => return Err(AskError::NotNow(reason)),
             Err(error) => {
                 was_heard |= matches!(error, AskError::Lost(_));
                 last = error;
@@ -74,7 +78,7 @@ async fn ask_until_answered(url: &InviteUrl, application: &Application) -> Resul
         }
     }
     match last {
-        AskError::NoAnswer(reason) if was_heard => Err(AskError::Lost(reason)),
+        AskError::NoAnswer(reason) | AskError::NotNow(reason) if was_heard => Err(AskError::Lost(reason)),
         error => Err(error),
     }
 }
@@ -126,6 +130,7 @@ async fn ask_once(url: &InviteUrl, application: &Application) -> Result<Lease, A
         StatusCode::GONE | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND => {
             Err(AskError::Refused(said))
         }
+        StatusCode::INSUFFICIENT_STORAGE => Err(AskError::NotNow(said)),
         _ => Err(lost(said)),
     }
 }

@@ -48,24 +48,18 @@ pub fn export(home: &Home, args: &ExportArgs, layers: &Layers) -> anyhow::Result
     if args.qr && !args.new_key {
         bail!(
             "the key of {0} is only in the file that it has, and a QR code without the key is no use; \
-             `adit peer export {0} --qr --new-key` gives it a new one, and its file stops working",
-            args.name
+             `adit peer export {0} --qr --new-key{1}` gives it a new one, and its file stops working",
+            args.name,
+            home.flag()
         );
     }
-    let output = make(home, args, layers)?;
+    print(home, args, layers)?;
     if args.new_key {
         let told = tell_gateways(home);
         told.print();
         for failure in told.failures {
             eprintln!("warning: {failure}, so the new key does not work there yet");
         }
-    }
-    let mut stdout = io::stdout().lock();
-    stdout
-        .write_all(output.as_bytes())
-        .and_then(|()| stdout.flush())
-        .context("cannot write the file to stdout; export it once more")?;
-    if args.new_key {
         eprintln!(
             "{} has a new key, which is only in this output; its old file is worth nothing now",
             args.name
@@ -79,15 +73,15 @@ pub fn export(home: &Home, args: &ExportArgs, layers: &Layers) -> anyhow::Result
     Ok(ExitCode::SUCCESS)
 }
 
-fn make(home: &Home, args: &ExportArgs, layers: &Layers) -> anyhow::Result<Zeroizing<String>> {
+fn print(home: &Home, args: &ExportArgs, layers: &Layers) -> anyhow::Result<()> {
     let _lock = Lock::hold(home)?;
     let config = Config::load(home, layers)?;
-    let mut peer: Peer = peer_of(&config, &args.name)?.clone();
+    let mut peer: Peer = peer_of(home, &config, &args.name)?.clone();
     let terms = Terms { split: args.split.clone(), dns: args.dns.clone(), tags: Vec::new() };
     if !args.new_key {
         let nobody = StaticSecret::from_bytes([0; 32]);
         let file = Lease::of(home, &config, &peer, &terms)?.client_file(nobody)?.to_text();
-        return Ok(without_key(&file));
+        return write_out(&without_key(&file));
     }
     let private_key = keys::generate_private()?;
     peer.public_key = private_key.public_key();
@@ -101,8 +95,17 @@ fn make(home: &Home, args: &ExportArgs, layers: &Layers) -> anyhow::Result<Zeroi
     }
     document.check()?;
     private_file::protect_stdout()?;
-    document.save()?;
-    Ok(output)
+    // A key that nobody has got takes no other's place.
+    write_out(&output).context("the peer keeps its key")?;
+    document
+        .save()
+        .context("the file above is worth nothing, the peer keeps the key it has; export it once more")?;
+    Ok(())
+}
+
+fn write_out(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write the file to stdout")
 }
 
 fn without_key(file: &str) -> Zeroizing<String> {

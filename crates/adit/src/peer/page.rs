@@ -34,7 +34,7 @@ pub fn list(home: &Home, json: bool, layers: &Layers) -> anyhow::Result<ExitCode
 /// There is no such peer, or the configuration is wrong.
 pub fn show(home: &Home, name: &PeerName, json: bool, layers: &Layers) -> anyhow::Result<ExitCode> {
     let config = Config::load(home, layers)?;
-    let peer = peer_of(&config, name)?;
+    let peer = peer_of(home, &config, name)?;
     let facts = describe(peer);
     if json {
         let mut page = json!({"schema": 1});

@@ -88,7 +88,12 @@ impl Unit {
     ///
     /// # Errors
     /// A path cannot stand in a unit.
-    pub(super) fn new(home: &Home, role: Role<'_>, program: &Path) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        home: &Home,
+        role: Role<'_>,
+        program: &Path,
+        log_file: Option<&Path>,
+    ) -> anyhow::Result<Self> {
         let name = name_of(home, role);
         let mut command = vec![quoted(program)?];
         if let Some(directory) = home.chosen() {
@@ -118,8 +123,9 @@ impl Unit {
              ExecStart={command} {verb}\n\
              {kind}"
         );
-        files(&mut text, home, role != Role::Gateway)?;
-        let homes = if under_home(home, program) { "read-only" } else { "yes" };
+        files(&mut text, home, role != Role::Gateway, log_file)?;
+        let homes =
+            if under_home(home, program) || log_file.is_some_and(lives_there) { "read-only" } else { "yes" };
         text.push_str(&SANDBOX.replace("HOMES", homes));
         text.push_str("\n[Install]\nWantedBy=multi-user.target\n");
         Ok(Self { name, text })
@@ -147,7 +153,7 @@ impl Unit {
 }
 
 /// What the service may write.
-fn files(text: &mut String, home: &Home, is_tunnel: bool) -> anyhow::Result<()> {
+fn files(text: &mut String, home: &Home, is_tunnel: bool, log_file: Option<&Path>) -> anyhow::Result<()> {
     if is_tunnel {
         text.push_str(
             "# A tunnel's servers stand in /etc/resolv.conf, so /etc stays open.\nProtectSystem=yes\n",
@@ -166,13 +172,20 @@ fn files(text: &mut String, home: &Home, is_tunnel: bool) -> anyhow::Result<()> 
              ReadWritePaths=/etc/adit\n",
         ),
     }
+    // The directory of the log, because a full file is renamed.
+    if let Some(directory) = log_file.and_then(Path::parent) {
+        let _ = writeln!(text, "ReadWritePaths={}", quoted(directory)?);
+    }
     Ok(())
 }
 
 /// `/home`, `/root` and `/run/user` cannot be closed to a service that lives there.
 fn under_home(home: &Home, program: &Path) -> bool {
-    let lives_there = |path: &Path| ["/home", "/root", "/run/user"].iter().any(|it| path.starts_with(it));
     lives_there(program) || home.chosen().is_some_and(lives_there)
+}
+
+fn lives_there(path: &Path) -> bool {
+    ["/home", "/root", "/run/user"].iter().any(|it| path.starts_with(it))
 }
 
 fn name_of(home: &Home, role: Role<'_>) -> String {
@@ -210,7 +223,7 @@ mod tests {
         let home = Home::new(home.map(Path::new)).unwrap();
         let profile: Option<InterfaceName> = profile.map(|name| name.parse().unwrap());
         let role = profile.as_ref().map_or(Role::Gateway, Role::Tunnel);
-        Unit::new(&home, role, Path::new("/usr/local/bin/adit")).unwrap()
+        Unit::new(&home, role, Path::new("/usr/local/bin/adit"), None).unwrap()
     }
 
     #[test]
@@ -235,6 +248,17 @@ mod tests {
     }
 
     #[test]
+    fn the_directory_of_a_log_file_may_be_written() {
+        let home = Home::new(None).unwrap();
+        let of = |log: Option<&str>| {
+            Unit::new(&home, Role::Gateway, Path::new("/usr/bin/adit"), log.map(Path::new)).unwrap().text
+        };
+        assert!(of(Some("/var/log/adit/log")).contains("\nReadWritePaths=\"/var/log/adit\"\n"));
+        assert!(!of(None).contains("/var/log"));
+        assert!(of(Some("/home/x/log")).contains("ProtectHome=read-only"));
+    }
+
+    #[test]
     fn what_systemd_would_expand_is_escaped() {
         assert_eq!(quoted(Path::new("/a b/100%$x\"y\\z")).unwrap(), "\"/a b/100%%$$x\\\"y\\\\z\"");
         assert!(quoted(Path::new("/a\nExecStart=/bin/sh")).is_err());
@@ -243,7 +267,7 @@ mod tests {
     #[test]
     fn a_program_in_a_home_directory_can_still_be_run() {
         let home = Home::new(None).unwrap();
-        let of = |program: &str| Unit::new(&home, Role::Gateway, Path::new(program)).unwrap().text;
+        let of = |program: &str| Unit::new(&home, Role::Gateway, Path::new(program), None).unwrap().text;
         assert!(of("/usr/bin/adit").contains("ProtectHome=yes"));
         assert!(of("/run/user/7/adit").contains("ProtectHome=read-only"));
     }
