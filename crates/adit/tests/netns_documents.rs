@@ -23,19 +23,37 @@ enum How {
     Laptop,
     /// The same, while the tunnel is up.
     Connected,
-    /// This test, a file beside this one, does what the block says; the block itself names places or does things that
-    /// a lab has not.
-    Elsewhere(&'static str, &'static str),
+    /// Tests do what each line says; the block itself names places or does things that a lab has not.
+    Elsewhere(&'static [Shown], &'static str),
     /// It cannot be run by a test.
     Never(&'static str),
 }
+
+/// Where a line is shown: how it begins, the file and the function of the test, and words of the line that are in both.
+type Shown = (&'static str, &'static str, &'static str, &'static [&'static str]);
 
 /// Every block by its document and how its first line begins, in the order in which they are run.
 const BLOCKS: &[(&str, &str, How)] = &[
     (
         "README.md",
         "cargo xtask demo",
-        How::Elsewhere("netns_demo.rs", "the other line is the run that runs this test"),
+        How::Elsewhere(
+            &[
+                (
+                    "cargo xtask demo",
+                    "netns_demo.rs",
+                    "the_demonstration_passes_every_check_and_leaves_nothing",
+                    &["demo"],
+                ),
+                (
+                    "cargo xtask ci",
+                    "netns_documents.rs",
+                    "the_commands_of_the_documents_work_as_they_stand",
+                    &["cargo xtask ci"],
+                ),
+            ],
+            "the first is a program of its own, and the second is the run that runs this test",
+        ),
     ),
     (
         "README.md",
@@ -47,14 +65,44 @@ const BLOCKS: &[(&str, &str, How)] = &[
     (
         "README.md",
         "sudo ln -s adit",
-        How::Elsewhere("netns_wg_tools.rs", "the link would be made for everybody"),
+        How::Elsewhere(
+            &[
+                (
+                    "sudo ln -s adit",
+                    "netns_wg_tools.rs",
+                    "wg_quick_brings_a_full_tunnel_up_and_down_against_wireguard_go",
+                    &["adit-wg"],
+                ),
+                (
+                    "sudo WG_QUICK_USERSPACE",
+                    "netns_wg_tools.rs",
+                    "wg_quick_brings_a_full_tunnel_up_and_down_against_wireguard_go",
+                    &["WG_QUICK_USERSPACE_IMPLEMENTATION", "wg-quick", "up"],
+                ),
+                ("sudo wg show", "netns_wg_tools.rs", "what_wg_set_says_wg_show_shows", &["show"]),
+            ],
+            "the link would be made for everybody",
+        ),
     ),
     (
         "README.md",
         "sudo adit lockdown on",
         How::Elsewhere(
-            "netns_kill_switch.rs",
-            "systemd does not run in the lab; netns_service.rs has one that does",
+            &[
+                (
+                    "sudo adit lockdown on",
+                    "netns_kill_switch.rs",
+                    "lockdown_closes_a_host_before_a_tunnel_and_after_it",
+                    &["lockdown", "on"],
+                ),
+                (
+                    "sudo adit service install",
+                    "netns_systemd.rs",
+                    "a_service_is_installed_started_watched_stopped_and_taken_away_by_a_real_systemd",
+                    &["service", "install"],
+                ),
+            ],
+            "systemd is process 1 of a machine, and a lab's host has none",
         ),
     ),
     ("README.md", "sudo adit reload", How::ServerWith("lan = [\"192.168.7.0/24\"]")),
@@ -62,29 +110,139 @@ const BLOCKS: &[(&str, &str, How)] = &[
     (
         "README.md",
         "sudo adit up --carrier wss",
-        How::Elsewhere("netns_recipes.rs", "it needs nginx with a certificate"),
+        How::Elsewhere(
+            &[(
+                "sudo adit up --carrier wss",
+                "netns_recipes.rs",
+                "the_tunnel_passes_through_nginx_as_the_recipe_says",
+                &["up", "wss", "/tunnel"],
+            )],
+            "it needs nginx with a certificate",
+        ),
     ),
     (
         "README.md",
         "adit join --no-up",
-        How::Elsewhere("netns_run.rs", "it asks a server of the real internet"),
+        How::Elsewhere(
+            &[
+                (
+                    "adit join --no-up",
+                    "netns_operating.rs",
+                    "a_canary_key_and_a_canary_invite_are_told_nowhere",
+                    &["join", "--no-up"],
+                ),
+                (
+                    "adit run -- curl",
+                    "netns_run.rs",
+                    "the_web_server_sees_the_gateway_and_a_plain_command_is_seen_as_itself",
+                    &["run", "--", "curl"],
+                ),
+                (
+                    "adit run -- bash",
+                    "netns_run.rs",
+                    "the_terminal_is_the_commands_and_its_interrupt_key_ends_it",
+                    &["run", "--", "sh"],
+                ),
+            ],
+            "it asks a server of the real internet",
+        ),
     ),
     (
         "README.md",
         "adit proxy --socks5",
-        How::Elsewhere("netns_proxy.rs", "it asks a server of the real internet"),
+        How::Elsewhere(
+            &[
+                (
+                    "adit proxy --socks5",
+                    "netns_proxy_hostile.rs",
+                    "a_listener_beyond_loopback_needs_a_password_and_others_need_to_know_it",
+                    &["proxy", "--socks5", "--http"],
+                ),
+                (
+                    "curl --socks5-hostname",
+                    "netns_proxy.rs",
+                    "curl_reaches_the_web_as_nobody_and_the_server_sees_the_gateway",
+                    &["curl", "--socks5-hostname"],
+                ),
+                ("adit proxy -L", "netns_proxy.rs", "ports_lead_both_ways", &["proxy", "-L"]),
+                ("adit proxy -R", "netns_proxy.rs", "ports_lead_both_ways", &["proxy", "-R"]),
+            ],
+            "it asks a server of the real internet",
+        ),
     ),
-    ("README.md", "sudo adit ip", How::Elsewhere("netns_ip.rs", "it asks services of the real internet")),
+    (
+        "README.md",
+        "sudo adit ip",
+        How::Elsewhere(
+            &[
+                (
+                    "sudo adit ip  ",
+                    "netns_ip.rs",
+                    "the_world_sees_the_gateway_through_the_tunnel_and_the_client_without_it",
+                    &["ip"],
+                ),
+                (
+                    "sudo adit ip --outside",
+                    "netns_ip.rs",
+                    "services_that_are_dead_or_hang_or_talk_nonsense_are_passed_over_in_every_format",
+                    &["ip", "--outside"],
+                ),
+                (
+                    "sudo adit bench",
+                    "netns_inside.rs",
+                    "the_bench_measures_both_ways_and_says_what_limits_them",
+                    &["bench"],
+                ),
+            ],
+            "it asks services of the real internet",
+        ),
+    ),
     ("docs/inside-api.md", "curl http://10.86.0.1", How::Connected),
     (
         "docs/split-tunnel.md",
         "sudo adit up --exclude",
-        How::Elsewhere("netns_split.rs", "it names networks and servers that a lab has not"),
+        How::Elsewhere(
+            &[
+                (
+                    "sudo adit up --exclude",
+                    "netns_split.rs",
+                    "networks_are_excluded_from_the_tunnel_or_are_the_only_ones_in_it",
+                    &["up", "--exclude"],
+                ),
+                (
+                    "sudo adit up --include",
+                    "netns_split.rs",
+                    "networks_are_excluded_from_the_tunnel_or_are_the_only_ones_in_it",
+                    &["up", "--include"],
+                ),
+                (
+                    "sudo adit exclude --",
+                    "netns_split.rs",
+                    "a_command_goes_beside_the_tunnel_past_its_kill_switch_and_the_others_do_not",
+                    &["exclude", "--", "curl"],
+                ),
+                (
+                    "adit run laptop --",
+                    "netns_run.rs",
+                    "the_web_server_sees_the_gateway_and_a_plain_command_is_seen_as_itself",
+                    &["run", "--", "curl"],
+                ),
+            ],
+            "it names networks and servers that a lab has not",
+        ),
     ),
     (
         "docs/split-tunnel.md",
         "sudo adit verify",
-        How::Elsewhere("netns_verify.rs", "it looks for leaks of the laptop, which takes half a minute"),
+        How::Elsewhere(
+            &[(
+                "sudo adit verify",
+                "netns_verify.rs",
+                "a_leak_is_found_and_where_none_is_none_is_told",
+                &["verify"],
+            )],
+            "it looks for leaks of the laptop, which takes half a minute",
+        ),
     ),
     (
         "docs/performance.md",
@@ -169,14 +327,51 @@ fn every_block_of_commands_is_run_or_has_a_reason_why_not() {
             1,
             "{row:?} is in no document"
         );
-        if let How::Elsewhere(test, _) = row.2 {
-            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(test);
-            assert!(path.exists(), "{row:?}: there is no such test");
+        if let How::Elsewhere(shown, _) = row.2 {
+            let block = blocks.iter().find(|block| is_block(block, row)).unwrap();
+            every_line_is_shown(block, shown);
         }
         if let How::Elsewhere(_, why) | How::Never(why) = row.2 {
             assert!(why.len() > 10, "{row:?}");
         }
     }
+}
+
+/// Each line by one test that is there and says the words of it.
+fn every_line_is_shown(block: &Block, shown: &[Shown]) {
+    let place = format!("{}:{}", block.document, block.line);
+    assert_eq!(block.commands.len(), shown.len(), "{place}: a test for each line");
+    for command in &block.commands {
+        let of_it: Vec<&Shown> = shown.iter().filter(|it| command.starts_with(it.0)).collect();
+        let [(_, file, function, words)] = of_it.as_slice() else {
+            panic!("{place}: which test is for `{command}`?")
+        };
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(file);
+        let source = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{place}: {file}: {error}"));
+        assert!(
+            source.contains(&format!("#[test]\nfn {function}(")),
+            "{place}: {file} has no test {function}"
+        );
+        assert!(!words.is_empty(), "{place}: `{command}`");
+        for word in *words {
+            assert!(command.contains(word), "{place}: `{word}` is not in `{command}`");
+            assert!(source.contains(word), "{place}: {file} never says `{word}`");
+        }
+    }
+}
+
+#[test]
+fn a_line_that_no_test_shows_is_noticed() {
+    let block = |command: &str| Block { document: "x".into(), line: 1, commands: vec![command.to_owned()] };
+    let noticed = |command: &'static str, shown: &'static [Shown]| {
+        std::panic::catch_unwind(move || every_line_is_shown(&block(command), shown)).is_err()
+    };
+    const DEMO: &str = "the_demonstration_passes_every_check_and_leaves_nothing";
+    assert!(!noticed("adit demo", &[("adit demo", "netns_demo.rs", DEMO, &["demo"])]));
+    assert!(noticed("adit demo --frobnicate", &[("adit demo", "netns_demo.rs", DEMO, &["--frobnicate"])]));
+    assert!(noticed("adit demo", &[("adit demo", "netns_demo.rs", "no_such_test", &["demo"])]));
+    assert!(noticed("adit demo", &[("adit demo", "no_such_file.rs", DEMO, &["demo"])]));
+    assert!(noticed("adit other", &[("adit demo", "netns_demo.rs", DEMO, &["demo"])]));
 }
 
 #[test]

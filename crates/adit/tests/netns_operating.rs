@@ -14,6 +14,7 @@ use common::internet::{
     GATEWAY, INSIDE, Internet, adit, admit, home, init, kill_tunnel, start_gateway, status, stop_gateway,
     succeed,
 };
+use common::terminal::Terminal;
 use common::{ADIT, SOON};
 use corpus::{Case, Kind};
 use serde_json::Value;
@@ -253,6 +254,33 @@ fn a_profile_is_read_again_without_dropping_the_session() {
     assert_eq!(connected(), since);
     assert_eq!(client.ping(INSIDE, 3).unwrap(), 3);
     succeed(client, &["down"]);
+    stop_gateway(gateway);
+}
+
+#[test]
+fn a_watched_status_follows_what_happens_on_the_screen_until_ctrl_c() {
+    let net = Internet::new("opwat", 1);
+    init(&net.gateway);
+    let file = admit(&net.gateway, "laptop", &net.clients[0], &[]);
+    let gateway = start_gateway(&net.gateway);
+    let directory = Path::new(ADIT).parent().unwrap().display().to_string();
+    let path = format!("{directory}:{}", std::env::var("PATH").unwrap_or_default());
+    let place = home(&net.gateway).display().to_string();
+    let terminal = Terminal::open(&net.gateway, "watch", &[("PATH", &path), ("ADIT_HOME", &place)]);
+    terminal.type_line("adit status --watch=1");
+    let before = terminal.wait_for("laptop", PATIENCE);
+    assert!(before.contains("0 of 1 peers connected"), "{before}");
+    succeed(&net.clients[0], &["up", &file]);
+    assert_eq!(net.clients[0].ping(INSIDE, 1).unwrap(), 1);
+    let during = terminal.wait_for("1 of 1 peers connected", PATIENCE);
+    assert_eq!(during.matches("peers connected").count(), 1, "drawn over, not below: {during}");
+    terminal.press("C-c");
+    terminal.wait_for_prompt(PATIENCE);
+    let once = terminal.run("adit status; echo code $?", PATIENCE);
+    assert!(
+        once.contains("1 of 1 peers connected") && once.contains("code 0"),
+        "the terminal is as before: {once}"
+    );
     stop_gateway(gateway);
 }
 
