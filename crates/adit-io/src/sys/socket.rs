@@ -31,6 +31,23 @@ pub(crate) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i3
     Ok(value)
 }
 
+/// Where the rate of deliveries is in `struct tcp_info` of `linux/tcp.h`; the structure of `libc` ends before it.
+const DELIVERY_RATE_AT: usize = 160;
+
+/// How many bytes per second the other end of a TCP connection receives of late; 0 while it is not known.
+pub(crate) fn delivery_rate(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = [0_u8; DELIVERY_RATE_AT + 8];
+    let mut len = info.len() as libc::socklen_t;
+    // SAFETY: the pointers describe `info` and `len`, which outlive the call; the kernel writes no more than `len`.
+    check(unsafe {
+        let into = info.as_mut_ptr().cast();
+        libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &mut len)
+    })?;
+    // What an older kernel does not write stays 0.
+    let rate = info.last_chunk().copied().unwrap_or_default();
+    Ok(u64::from_ne_bytes(rate))
+}
+
 /// An IPv4 or IPv6 socket address as the kernel reads and writes it.
 #[derive(Clone, Copy)]
 #[repr(C)]

@@ -13,6 +13,8 @@ mod certificate;
 mod door;
 mod greeting;
 mod http;
+#[cfg(test)]
+mod layer_tests;
 mod link;
 mod lobby;
 mod trust;

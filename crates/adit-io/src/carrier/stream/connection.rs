@@ -7,12 +7,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustls::{ClientConnection, ServerConnection};
 use socket2::SockRef;
 
+use super::pace::Pace;
 use super::queue::{Dropped, Mark, SendQueue};
 use super::websocket::{self, Decoder, Side};
 use crate::sys::socket::set_option;
 
 /// Whole messages that become one WebSocket message, and are encrypted at once.
 const CHUNK: usize = 64 * 1024;
+/// The same for messages that had to wait: what is encrypted can no longer be dropped, so that is little.
+const CHUNK_AFTER_WAIT: usize = 16 * 1024;
 
 /// The state of a TLS session, on either side.
 #[derive(Debug)]
@@ -54,6 +57,7 @@ struct Sending {
     rest: Vec<u8>,
     rest_sent: usize,
     queue: SendQueue,
+    pace: Pace,
     failed: bool,
 }
 
@@ -74,7 +78,10 @@ enum Progress {
 
 impl Connection {
     /// A connection over a socket that was [prepared](super::prepare).
-    pub fn new(socket: TcpStream, layer: Layer) -> Self {
+    pub fn new(socket: TcpStream, mut layer: Layer) -> Self {
+        if let Some(tls) = &mut layer.tls {
+            tls.lift_buffer_limit();
+        }
         Self {
             socket,
             is_tls: layer.tls.is_some(),
@@ -85,6 +92,7 @@ impl Connection {
                 rest: Vec::new(),
                 rest_sent: 0,
                 queue: SendQueue::default(),
+                pace: Pace::default(),
                 failed: false,
             }),
             waiting: AtomicBool::new(false),
@@ -119,7 +127,16 @@ impl Connection {
                     sending.queue.clear() + marks.iter().map(|it| u64::from(it.packets)).sum::<u64>();
             }
         }
-        self.waiting.store(sending.waits(), Ordering::Release);
+        let waits = sending.waits();
+        let waited = self.waiting.swap(waits, Ordering::AcqRel);
+        if waits {
+            sending.pace.follow(&self.socket, now_nanos);
+        }
+        if waits && !waited {
+            // The kernel may have made room before anybody could know that something waits.
+            sending.failed |= sending.flush(&self.socket).is_err();
+            self.waiting.store(sending.waits(), Ordering::Release);
+        }
         dropped
     }
 
@@ -135,6 +152,9 @@ impl Connection {
         let late = sending.queue.expire(now_nanos);
         let outcome = sending.flush(&self.socket);
         sending.failed |= outcome.is_err();
+        if sending.waits() {
+            sending.pace.follow(&self.socket, now_nanos);
+        }
         self.waiting.store(sending.waits(), Ordering::Release);
         outcome.map(|_| Dropped { late, ..Dropped::default() })
     }
@@ -171,9 +191,13 @@ impl Connection {
     /// Ends the connection both ways; the lane that receives hears of it.
     pub fn close(&self) {
         let mut sending = self.lock();
+        let sending = &mut *sending;
         if let Some(tls) = &mut sending.tls {
             tls.send_close_notify();
-            let _ = tls.write_to(&self.socket);
+            // Behind a record that the kernel has a part of there is no place for it.
+            if sending.rest_sent == sending.rest.len() {
+                let _ = tls.write_to(&self.socket);
+            }
         }
         sending.failed = true;
         self.closed.store(true, Ordering::Relaxed);
@@ -199,15 +223,31 @@ impl Connection {
         let mut sending = self.lock();
         let sending = &mut *sending;
         let Some(tls) = &mut sending.tls else { return Err(io::ErrorKind::NotConnected.into()) };
+        if sending.failed {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
         // What came with the end of the handshake was decrypted then.
         let mut len = tls.read_plaintext(into)?;
-        let (mut encrypted, drained) = match read(&self.socket, scratch)? {
+        let read = match read(&self.socket, scratch) {
+            // What came before the end is delivered first; the end shows again.
+            Err(_) if len > 0 => return Ok(Received { len, drained: false }),
+            read => read?,
+        };
+        let (mut encrypted, drained) = match read {
             Some(read) => (scratch.get(..read).unwrap_or_default(), read < scratch.len()),
             None => (&[][..], true),
         };
         while !encrypted.is_empty() {
-            tls.take_in(&mut encrypted)?;
-            len += tls.read_plaintext(into.get_mut(len..).unwrap_or_default())?;
+            let rest = into.get_mut(len..).unwrap_or_default();
+            match tls.take_in(&mut encrypted).and_then(|()| tls.read_plaintext(rest)) {
+                Ok(read) => len += read,
+                Err(_) if len > 0 => {
+                    sending.failed = true;
+                    self.closed.store(true, Ordering::Relaxed);
+                    return Ok(Received { len, drained: false });
+                }
+                Err(error) => return Err(error),
+            }
         }
         if tls.wants_write() {
             sending.flush(&self.socket)?;
@@ -229,13 +269,13 @@ impl AsFd for Connection {
 
 impl Sending {
     fn waits(&self) -> bool {
-        !self.failed && (self.committed() > 0 || !self.queue.is_empty())
+        let begun = self.committed() > 0 || self.tls.as_ref().is_some_and(Tls::wants_write);
+        !self.failed && (begun || !self.queue.is_empty())
     }
 
     /// Bytes that are to be sent before anything else.
     fn committed(&self) -> usize {
-        let encrypted = self.tls.as_ref().map_or(0, |tls| if tls.wants_write() { CHUNK } else { 0 });
-        self.rest.len() - self.rest_sent + encrypted
+        self.rest.len() - self.rest_sent
     }
 
     /// Sends what is committed, then the queue.
@@ -250,9 +290,10 @@ impl Sending {
             if self.queue.is_empty() {
                 return Ok(Progress::Done);
             }
-            let chunk = self.queue.front(CHUNK);
+            let is_plain = self.tls.is_none() && self.websocket.is_none();
+            let chunk = self.queue.front(if is_plain { CHUNK } else { CHUNK_AFTER_WAIT });
             let len = chunk.len();
-            if self.tls.is_none() && self.websocket.is_none() {
+            if is_plain {
                 let sent = write(socket, chunk)?;
                 if sent == 0 {
                     return Ok(Progress::Blocked);
@@ -344,10 +385,12 @@ impl Sending {
         }
         self.rest.clear();
         self.rest_sent = 0;
-        match &mut self.tls {
-            Some(tls) => tls.write_to(socket),
-            None => Ok(Progress::Done),
+        let Some(tls) = &mut self.tls else { return Ok(Progress::Done) };
+        let progress = tls.write_to(socket)?;
+        if let Progress::Blocked = progress {
+            tls.write_into(&mut self.rest)?;
         }
+        Ok(progress)
     }
 
     /// A pong that would have to wait is not sent: whoever floods with pings gets no memory for it.
@@ -405,6 +448,25 @@ impl Tls {
             Self::Client(it) => it.writer().write_all(bytes),
             Self::Server(it) => it.writer().write_all(bytes),
         }
+    }
+
+    /// How much waits is bounded here; the limit of the library would refuse what is longer than one chunk.
+    fn lift_buffer_limit(&mut self) {
+        match self {
+            Self::Client(it) => it.set_buffer_limit(None),
+            Self::Server(it) => it.set_buffer_limit(None),
+        }
+    }
+
+    /// Takes out what is encrypted and not sent.
+    fn write_into(&mut self, rest: &mut Vec<u8>) -> io::Result<()> {
+        while self.wants_write() {
+            match self {
+                Self::Client(it) => it.write_tls(rest)?,
+                Self::Server(it) => it.write_tls(rest)?,
+            };
+        }
+        Ok(())
     }
 
     fn wants_write(&self) -> bool {

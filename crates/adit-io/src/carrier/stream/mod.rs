@@ -10,6 +10,7 @@
 
 mod connection;
 pub mod frame;
+mod pace;
 mod queue;
 pub mod websocket;
 
@@ -25,8 +26,6 @@ use crate::sys::socket::set_option;
 
 /// A connection whose other end does not acknowledge, or takes nothing, for so long is dead.
 pub const STALL: Duration = Duration::from_secs(10);
-/// The kernel takes no more while so much is not even sent. What waits there is late for every packet behind it.
-const NOT_SENT_BYTES: i32 = 64 * 1024;
 /// What the retransmission timer waits at least beyond the round trip. Linux's 200 ms is four round trips of a usual way,
 /// and what is inside the tunnel waits with it; and a loss at the end of a burst is probed for as much later.
 const LEAST_TIMEOUT: Duration = Duration::from_millis(20);
@@ -45,12 +44,14 @@ pub fn prepare<'s>(socket: impl Into<SockRef<'s>>) -> io::Result<()> {
     let socket: SockRef<'_> = socket.into();
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
-    set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, NOT_SENT_BYTES)?;
+    set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, pace::NOT_SENT_BYTES_MAX)?;
     socket.set_tcp_user_timeout(Some(STALL))?;
     for (option, wait) in [(TCP_RTO_MIN_US, LEAST_TIMEOUT), (TCP_DELACK_MAX_US, MOST_ACK_DELAY)] {
         // A kernel that does not know them keeps its own timers: slower at losses, and right.
         let _ = set_option(socket.as_fd(), libc::IPPROTO_TCP, option, wait.as_micros() as i32);
     }
+    // A timer that doubles with each loss of the same packet would make what is inside wait for seconds.
+    let _ = set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_THIN_LINEAR_TIMEOUTS, 1);
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(15))
         .with_interval(Duration::from_secs(3))
