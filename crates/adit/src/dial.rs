@@ -12,7 +12,9 @@
 //! Nothing moves before the gateway has answered by the new way: a challenge within the session, or the handshake where
 //! there is none. What is under way on the old one still arrives.
 
+mod race;
 mod target;
+mod way_back;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,36 +30,24 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::CarrierChoice;
-use crate::config::stream::TlsVerify;
-use crate::driver::{self, Driver, DriverEvent, NewStream, Remote, Streams};
-use crate::stream::{LinkError, Way, connect};
+use crate::driver::{self, Driver, DriverEvent, Remote, Streams};
+use crate::stream::{LinkError, Way};
 
 pub use self::target::Target;
 pub(crate) use self::target::{begin, by_datagrams, choice_of, targets};
+use self::way_back::WayBack;
 
 /// How long UDP has at the start before streams are tried beside it.
 const HEAD_START: Duration = Duration::from_millis(1_500);
-/// How long a WebSocket waits for what is simpler.
-const WEBSOCKET_LATER: Duration = Duration::from_millis(700);
 /// How often the way is looked at.
 const LOOK: Duration = Duration::from_millis(500);
 /// Unanswered for so long: challenge the gateway.
 const DOUBT: Duration = Duration::from_millis(2_500);
 /// Unanswered for so long, challenges included: the way is dead.
 const DEAD: Duration = Duration::from_secs(5);
-/// How long the gateway has to answer by a new way.
-const PROOF: Duration = Duration::from_secs(3);
 /// Between attempts while no way works.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
-/// Between looks whether UDP works again.
-const RETURN_MIN: Duration = Duration::from_secs(3);
-const RETURN_MAX: Duration = Duration::from_secs(30);
-/// UDP that dies so soon after we came back to it is tried more rarely.
-const RELAPSE: Duration = Duration::from_secs(60);
-/// Answers over UDP before it is trusted again, and the time between.
-const RETURN_ANSWERS: u32 = 2;
-const RETURN_STEP: Duration = Duration::from_secs(1);
 /// How long the old connection stays after the move to UDP.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -108,8 +98,7 @@ impl Dial {
                 forwarding: driver.forwarding(),
                 news,
                 pause: PAUSE_MIN,
-                return_pause: RETURN_MIN,
-                returned: None,
+                way_back: WayBack::new(Instant::now()),
                 told: None,
             });
         }
@@ -173,9 +162,7 @@ struct Caller {
     forwarding: Arc<Forwarding>,
     news: mpsc::Receiver<News>,
     pause: Duration,
-    return_pause: Duration,
-    /// When we last came back to UDP.
-    returned: Option<Instant>,
+    way_back: WayBack,
     /// The last failure that was logged.
     told: Option<String>,
 }
@@ -248,7 +235,7 @@ impl Caller {
                     let unanswered = answered.is_none_or(|at| at.elapsed() > DOUBT);
                     if silent || waits || silence > DEAD && unanswered {
                         tracing::info!("no answer over UDP; trying connections to {}", self.target.link.name);
-                        self.note_relapse();
+                        self.way_back.note_death(Instant::now());
                         return Ok(At::Nowhere);
                     }
                 }
@@ -258,19 +245,16 @@ impl Caller {
 
     async fn watch_stream(&mut self, endpoint: Endpoint) -> Result<At, Over> {
         let Some(number) = endpoint.carrier.connection() else { return Ok(At::Udp) };
-        let (mut answered, mut answers) = (None, 0);
-        let mut next_probe = Instant::now() + self.return_pause;
+        let mut answered = None;
+        self.way_back.begin(Instant::now());
         loop {
             match self.next(Instant::now() + LOOK).await? {
                 Some(News::Ended(ended)) if ended == number => return Ok(At::Nowhere),
                 Some(News::Answered(by)) if by.carrier == endpoint.carrier => answered = Some(Instant::now()),
                 Some(News::Answered(by)) if by.carrier == Carrier::Udp => {
-                    answers += 1;
-                    next_probe = Instant::now() + RETURN_STEP;
-                    if answers >= RETURN_ANSWERS && self.choice == CarrierChoice::Auto {
+                    if self.choice == CarrierChoice::Auto && self.way_back.answered(Instant::now()) {
                         tracing::info!("UDP works again; moving back to it");
                         self.remote.apply(vec![Command::Move(self.target.peer, self.udp())]);
-                        self.returned = Some(Instant::now());
                         let streams = Arc::clone(&self.streams);
                         tokio::spawn(async move {
                             tokio::time::sleep(FAREWELL).await;
@@ -280,10 +264,17 @@ impl Caller {
                     }
                 }
                 Some(News::NetworkChanged) => {
-                    self.streams.close(number);
+                    tracing::info!(
+                        "another network; opening a connection to {} from it",
+                        self.target.link.name
+                    );
+                    self.way_back.forget(Instant::now());
+                    // The old one goes when the new one has proven itself, or when it is found dead.
                     return Ok(At::Nowhere);
                 }
                 Some(_) => {}
+                // That it ended is told, but news can be lost.
+                None if !self.streams.is_open(number) => return Ok(At::Nowhere),
                 None => {
                     let silence = self.path().map_or(Duration::ZERO, |path| silence_of(&path));
                     if silence > DOUBT {
@@ -297,188 +288,11 @@ impl Caller {
                         self.streams.close(number);
                         return Ok(At::Nowhere);
                     }
-                    if self.choice == CarrierChoice::Auto && Instant::now() >= next_probe {
+                    if self.choice == CarrierChoice::Auto && self.way_back.is_due(Instant::now()) {
                         self.challenge(self.udp());
-                        self.return_pause = (self.return_pause * 2).min(RETURN_MAX);
-                        next_probe = Instant::now() + self.return_pause;
                     }
                 }
             }
-        }
-    }
-
-    /// Tries every way at once until one works.
-    async fn race(&mut self) -> Result<At, Over> {
-        loop {
-            let mut attempts = JoinSet::new();
-            for way in self.ways() {
-                let link = self.target.link.clone();
-                let later = if way == Way::Wss && self.choice == CarrierChoice::Auto {
-                    WEBSOCKET_LATER
-                } else {
-                    Duration::ZERO
-                };
-                attempts.spawn(async move {
-                    tokio::time::sleep(later).await;
-                    (way, connect(&link, way).await)
-                });
-            }
-            while !attempts.is_empty() {
-                tokio::select! {
-                    biased;
-                    Some(attempt) = attempts.join_next() => match attempt {
-                        Ok((way, Ok(new))) => {
-                            let outcome = self.prove(way, new).await?;
-                            if !matches!(outcome, At::Nowhere) {
-                                self.pause = PAUSE_MIN;
-                                self.told = None;
-                                return Ok(outcome);
-                            }
-                        }
-                        Ok((way, Err(error))) => self.complain(way, &error),
-                        Err(_) => {}
-                    },
-                    news = self.news.recv() => {
-                        if let Some(at) = self.udp_came_back(&news.ok_or(Over)?) {
-                            return Ok(at);
-                        }
-                    }
-                }
-            }
-            if self.choice == CarrierChoice::Auto {
-                // Nothing but UDP is left to hope for.
-                if self.has_session() {
-                    self.challenge(self.udp());
-                } else {
-                    self.remote.apply(vec![Command::Restart(self.target.peer, self.udp())]);
-                }
-            }
-            let until = Instant::now() + self.pause;
-            self.pause = (self.pause * 2).min(PAUSE_MAX);
-            while let Some(news) = self.next(until).await? {
-                if let Some(at) = self.udp_came_back(&news) {
-                    return Ok(at);
-                }
-            }
-        }
-    }
-
-    /// Moves to a new connection once the gateway has answered by it.
-    async fn prove(&mut self, way: Way, new: NewStream) -> Result<At, Over> {
-        let Some(endpoint) = self.streams.adopt(new) else { return Ok(At::Nowhere) };
-        let until = Instant::now() + PROOF;
-        let had_session = self.has_session();
-        if had_session {
-            self.challenge(endpoint);
-        } else {
-            self.remote.apply(vec![Command::Restart(self.target.peer, endpoint)]);
-        }
-        while let Some(news) = self.next(until).await? {
-            match news {
-                News::Answered(by) if by.carrier == endpoint.carrier => {
-                    self.remote.apply(vec![Command::Move(self.target.peer, endpoint)]);
-                    return Ok(self.arrived(way, endpoint));
-                }
-                News::Established(by) if by.carrier == endpoint.carrier => {
-                    return Ok(self.arrived(way, endpoint));
-                }
-                News::Ended(number) if Some(number) == endpoint.carrier.connection() => break,
-                news => {
-                    if let Some(at) = self.udp_came_back(&news) {
-                        self.close(endpoint);
-                        return Ok(at);
-                    }
-                }
-            }
-        }
-        self.close(endpoint);
-        if had_session {
-            // The gateway may have been started anew, and know nothing of the session.
-            return self.prove_anew(way).await;
-        }
-        Ok(At::Nowhere)
-    }
-
-    async fn prove_anew(&mut self, way: Way) -> Result<At, Over> {
-        let new = match connect(&self.target.link.clone(), way).await {
-            Ok(new) => new,
-            Err(error) => {
-                self.complain(way, &error);
-                return Ok(At::Nowhere);
-            }
-        };
-        let Some(endpoint) = self.streams.adopt(new) else { return Ok(At::Nowhere) };
-        self.remote.apply(vec![Command::Restart(self.target.peer, endpoint)]);
-        let until = Instant::now() + PROOF;
-        while let Some(news) = self.next(until).await? {
-            match news {
-                News::Established(by) if by.carrier == endpoint.carrier => {
-                    return Ok(self.arrived(way, endpoint));
-                }
-                News::Ended(number) if Some(number) == endpoint.carrier.connection() => break,
-                // A gateway that was started anew calls us, by the way it remembers.
-                news => {
-                    if let Some(at) = self.udp_came_back(&news) {
-                        self.close(endpoint);
-                        return Ok(at);
-                    }
-                }
-            }
-        }
-        self.close(endpoint);
-        self.complain_of(way, "the gateway does not answer by it");
-        Ok(At::Nowhere)
-    }
-
-    fn close(&self, endpoint: Endpoint) {
-        if let Some(number) = endpoint.carrier.connection() {
-            self.streams.close(number);
-        }
-    }
-
-    fn arrived(&self, way: Way, endpoint: Endpoint) -> At {
-        tracing::info!(
-            carrier = way.name(),
-            "the gateway {} is reached by a connection",
-            self.target.link.name
-        );
-        At::Stream(endpoint)
-    }
-
-    /// Where there was no way, UDP may be the first to work.
-    fn udp_came_back(&mut self, news: &News) -> Option<At> {
-        let by = match news {
-            News::Established(by) | News::Answered(by) => by,
-            News::Address(address) => {
-                self.target.udp = *address;
-                self.target.link.address = SocketAddr::new(address.ip(), self.target.link.address.port());
-                return None;
-            }
-            _ => return None,
-        };
-        if by.carrier != Carrier::Udp || self.choice != CarrierChoice::Auto {
-            return None;
-        }
-        self.remote.apply(vec![Command::Move(self.target.peer, self.udp())]);
-        tracing::info!("the gateway {} answers over UDP", self.target.link.name);
-        Some(At::Udp)
-    }
-
-    /// UDP that has come and gone again is not trusted as soon as before.
-    fn note_relapse(&mut self) {
-        let relapsed = self.returned.take().is_some_and(|at| at.elapsed() < RELAPSE);
-        self.return_pause = if relapsed { (self.return_pause * 2).min(RETURN_MAX * 8) } else { RETURN_MIN };
-    }
-
-    fn ways(&self) -> Vec<Way> {
-        let link = &self.target.link;
-        match self.choice {
-            CarrierChoice::Tcp => vec![Way::Tcp],
-            CarrierChoice::Tls => vec![Way::Tls],
-            CarrierChoice::Wss => vec![Way::Wss],
-            CarrierChoice::Auto if link.verify == TlsVerify::Pin && link.pin.is_none() => vec![Way::Tcp],
-            CarrierChoice::Auto => vec![Way::Tcp, Way::Tls, Way::Wss],
-            CarrierChoice::Udp => Vec::new(),
         }
     }
 
@@ -486,13 +300,22 @@ impl Caller {
     async fn next(&mut self, until: Instant) -> Result<Option<News>, Over> {
         match timeout_at(until, self.news.recv()).await {
             Ok(Some(News::Address(address))) => {
-                let _ = self.udp_came_back(&News::Address(address));
+                self.note_address(address);
                 Ok(Some(News::Address(address)))
             }
             Ok(Some(news)) => Ok(Some(news)),
             Ok(None) => Err(Over),
             Err(_) => Ok(None),
         }
+    }
+
+    /// Connections follow, unless they go elsewhere anyway.
+    fn note_address(&mut self, address: SocketAddr) {
+        let link = &mut self.target.link;
+        if link.address.ip() == self.target.udp.ip() {
+            link.address.set_ip(address.ip());
+        }
+        self.target.udp = address;
     }
 
     fn challenge(&self, endpoint: Endpoint) {

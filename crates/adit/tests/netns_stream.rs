@@ -2,14 +2,16 @@
 
 mod common;
 
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use adit_lab::{Content, wait_for};
-use common::SOON;
+use adit_lab::{Content, Host, wait_for};
 use common::carried::{peer, up, wait_for_carrier};
 use common::internet::{
-    INSIDE, Internet, admit, finish_download, init, start_gateway, stop_gateway, succeed,
+    GATEWAY, INSIDE, Internet, admit, finish_download, init, start_gateway, stop_gateway, succeed,
 };
+use common::{SOON, on};
+use socket2::{Domain, Protocol, Socket, Type};
 
 const FILE: Content = Content { seed: 0xad17, bytes: 4 << 20 };
 
@@ -73,8 +75,103 @@ fn a_download_survives_that_udp_dies_below_it() {
     wait_for_carrier(client, &["tcp", "tls", "wss"], Duration::from_secs(20));
     let took = started.elapsed();
     println!("moved {} ms after UDP was dropped", took.as_millis());
+    assert!(took < Duration::from_secs(10), "{took:?}");
     finish_download(download, FILE);
     assert!(peer(client)["last_handshake_secs_ago"].as_u64().unwrap() >= before, "the session goes on");
+    succeed(client, &["down"]);
+    stop_gateway(gateway);
+}
+
+/// T-03.
+#[test]
+fn a_connection_follows_the_client_to_another_address_and_the_session_goes_on() {
+    let internet = Internet::new("elsewhere", 1);
+    let client = &internet.clients[0];
+    init(&internet.gateway);
+    let gateway = start_gateway(&internet.gateway);
+    let file = admit(&internet.gateway, "phone", client, &[]);
+    let home = common::internet::home(client).display().to_string();
+    let up = [common::ADIT, "--home", &home, "up", &file, "--foreground", "--carrier", "tcp"];
+    let mut tunnel = client.spawn(up).unwrap();
+    tunnel.wait_for_text("is reached by a connection", SOON).unwrap();
+    assert_eq!(client.ping(INSIDE, 2).unwrap(), 2);
+    let download = internet.start_download(client, FILE, 300);
+    let mut took = Vec::new();
+    for (old, new) in [("10.100.0.2", "10.100.0.3"), ("10.100.0.3", "10.100.0.4")] {
+        let lines =
+            |text: &str| tunnel.stderr().matches(text).count() + tunnel.stdout().matches(text).count();
+        let before = lines("is reached by a connection");
+        client.add_address("eth0", &format!("{new}/24")).unwrap();
+        client.ip(["addr", "del", &format!("{old}/24"), "dev", "eth0"]).unwrap();
+        client.attempt(["ip", "route", "replace", "default", "via", "10.100.0.1"]).unwrap();
+        wait_for("the program to notice", SOON, || (lines("another network") > took.len()).then_some(()))
+            .unwrap();
+        let noticed = Instant::now();
+        wait_for("another connection", SOON, || (lines("is reached by a connection") > before).then_some(()))
+            .unwrap();
+        took.push(noticed.elapsed());
+        wait_for("the gateway to see it", SOON, || {
+            peer(&internet.gateway)["endpoint"].as_str()?.starts_with(new).then_some(())
+        })
+        .unwrap();
+    }
+    println!("connected {took:?} after the change was noticed");
+    assert!(took.iter().all(|it| *it < Duration::from_secs(1)), "{took:?}");
+    finish_download(download, FILE);
+    tunnel.terminate();
+    stop_gateway(gateway);
+}
+
+/// A way to the gateway's port for connections that begin like TLS; others are taken and never answered.
+fn swallow_all_but_tls(router: &Host, at: &str) {
+    let (listener, ways) = on(router, || {
+        // A socket belongs to the namespace in which it was made.
+        let ways: Vec<Socket> =
+            (0..32).map(|_| Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).unwrap()).collect();
+        (TcpListener::bind(at).unwrap(), ways)
+    });
+    let gateway: SocketAddr = format!("{GATEWAY}:51820").parse().unwrap();
+    std::thread::spawn(move || {
+        for way in ways {
+            let Ok((near, _)) = listener.accept() else { return };
+            std::thread::spawn(move || {
+                let mut first = [0];
+                if !matches!(near.peek(&mut first), Ok(1)) || first != [0x16] {
+                    std::thread::sleep(Duration::from_secs(60));
+                    return;
+                }
+                way.connect(&gateway.into()).unwrap();
+                let far = TcpStream::from(way);
+                let (mut up, mut up_to) = (near.try_clone().unwrap(), far.try_clone().unwrap());
+                std::thread::spawn(move || std::io::copy(&mut up, &mut up_to));
+                let (mut down, mut down_to) = (far, near);
+                let _ = std::io::copy(&mut down, &mut down_to);
+            });
+        }
+    });
+}
+
+/// What lets TCP in and takes no notice of what is not TLS.
+#[test]
+fn a_network_that_swallows_all_but_tls_is_left_for_tls_within_ten_seconds() {
+    let internet = Internet::new("swallow", 1);
+    let client = &internet.clients[0];
+    init(&internet.gateway);
+    let gateway = start_gateway(&internet.gateway);
+    let file = admit(&internet.gateway, "phone", client, &[]);
+    let way = "10.100.0.1:4443";
+    swallow_all_but_tls(&internet.router, way);
+    up(client, &file, &["--stream-endpoint", way]);
+    wait_for_carrier(client, &["udp"], SOON);
+    let download = internet.start_download(client, FILE, 300);
+    std::thread::sleep(Duration::from_secs(2));
+    internet.router.drop_udp().unwrap();
+    let started = Instant::now();
+    wait_for_carrier(client, &["tls", "wss"], Duration::from_secs(20));
+    let took = started.elapsed();
+    println!("moved {} ms after UDP was dropped", took.as_millis());
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    finish_download(download, FILE);
     succeed(client, &["down"]);
     stop_gateway(gateway);
 }

@@ -164,6 +164,11 @@ impl Streams {
         }
     }
 
+    /// Whether there is such a connection.
+    pub fn is_open(&self, number: u64) -> bool {
+        self.get(number).is_some_and(|stream| !stream.connection.is_closed())
+    }
+
     pub(super) fn set_fwmark(&self, fwmark: u32) {
         for stream in self.table.read().unwrap_or_else(PoisonError::into_inner).values() {
             let _ = stream.connection.set_fwmark(fwmark);
