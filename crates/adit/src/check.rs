@@ -8,6 +8,7 @@ use serde_json::json;
 use crate::config::diagnostic::Place;
 use crate::config::wgquick::{Hooks, WgQuick};
 use crate::config::{ClientSettings, Complaint, Config, Document, Layers, Report, Source};
+use crate::gateway::stream_warning;
 use crate::home::Home;
 
 /// Checks `file`, or the configuration of `home`. Names ending in `.conf` are wg-quick files.
@@ -22,6 +23,7 @@ pub fn run(
     layers: &Layers,
 ) -> anyhow::Result<ExitCode> {
     let path = file.map_or_else(|| home.config_file(), Path::to_owned);
+    let mut warnings = Vec::new();
     let checked = if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("conf")) {
         let hooks = if allow_hooks { Hooks::Allowed } else { Hooks::Refused };
         WgQuick::load(&path, hooks).and_then(|file| {
@@ -32,7 +34,11 @@ pub fn run(
         let settings = ClientSettings::load_file(&path, layers, None);
         settings.and_then(|_| Config::log_file(&path, layers)).map(|_| "settings of a client".to_owned())
     } else {
-        Config::load_file(&path, layers).and_then(|config| {
+        let config = Config::load_file(&path, layers);
+        if path == home.config_file() {
+            warnings.extend(config.iter().filter_map(|config| stream_warning(home, config)));
+        }
+        config.and_then(|config| {
             read_certificate(home, &path, &config)?;
             Ok(describe_gateway(&config))
         })
@@ -40,10 +46,13 @@ pub fn run(
     let name = path.display().to_string();
     match checked {
         Ok(summary) if json => {
-            let page = json!({"schema": 1, "file": name, "ok": true, "summary": summary, "errors": []});
+            let page = json!({"schema": 1, "file": name, "ok": true, "summary": summary, "errors": [], "warnings": warnings});
             crate::print_line(&page.to_string())?;
         }
-        Ok(summary) => crate::print_line(&format!("{name}: ok ({summary})"))?,
+        Ok(summary) => {
+            warnings.iter().for_each(|text| eprintln!("warning: {text}"));
+            crate::print_line(&format!("{name}: ok ({summary})"))?;
+        }
         Err(report) if json => {
             crate::print_line(&errors(&name, &report).to_string())?;
             return Ok(ExitCode::FAILURE);
@@ -58,7 +67,7 @@ fn read_certificate(home: &Home, path: &Path, config: &Config) -> Result<(), Rep
     if config.gateway.stream.certificate.is_none() {
         return Ok(());
     }
-    crate::gateway::stream_offer(home, config).map(drop).map_err(|error| {
+    crate::gateway::stream_recognition(home, config).map(drop).map_err(|error| {
         let complaint = Complaint::new(
             format!("{error:#}"),
             "set `stream_certificate` and `stream_key` to files that can be read, or remove both",

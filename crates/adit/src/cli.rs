@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 pub use self::global::Color;
@@ -304,7 +305,8 @@ pub fn main() -> ExitCode {
     let parsed = command().color(clap_color(color)).try_get_matches_from(arguments);
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(error) => {
+        Err(mut error) => {
+            hide_password(&mut error);
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
@@ -503,6 +505,14 @@ fn checked<T>(
     move |text| parse(text).map(|_| text.to_owned())
 }
 
+/// What was said about a proxy may have a password in it, and what this prints ends up in logs.
+fn hide_password(error: &mut clap::Error) {
+    let about = error.get(ContextKind::InvalidArg);
+    if matches!(about, Some(ContextValue::String(about)) if about.starts_with("--via ")) {
+        error.insert(ContextKind::InvalidValue, ContextValue::String("...".to_owned()));
+    }
+}
+
 fn explain(error: &anyhow::Error, color: Color) {
     let mut stderr = io::stderr().lock();
     let color = color.wanted(&stderr);
@@ -531,6 +541,18 @@ mod tests {
     #[test]
     fn the_command_line_contradicts_itself_nowhere() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn a_password_that_should_not_be_there_is_not_repeated() {
+        let parse = |words: &[&str]| command().try_get_matches_from(words).unwrap_err();
+        let mut error = parse(&["adit", "up", "x.conf", "--via", "http://me:hunter2@proxy:3128"]);
+        hide_password(&mut error);
+        let text = error.to_string();
+        assert!(!text.contains("hunter2") && text.contains("--via") && text.contains("password"), "{text}");
+        let mut error = parse(&["adit", "up", "x.conf", "--sni", "hunter 2"]);
+        hide_password(&mut error);
+        assert!(error.to_string().contains("hunter 2"), "{error}");
     }
 
     #[test]

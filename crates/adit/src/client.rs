@@ -12,6 +12,7 @@ mod forwarding;
 mod hook;
 mod mark;
 mod obstacle;
+mod reached;
 mod reload;
 pub mod split;
 
@@ -25,13 +26,13 @@ use adit_host::{Block, ClientHost, Guard, Plan, RouteTable};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
-use adit_proto::key::PublicKey;
 use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 
 pub use self::down::down;
 use self::mark::mark_with;
 use self::obstacle::{Obstacle, PortalWatch};
+pub(crate) use self::reached::{Reached, resolve_peers};
 use self::reload::Sources;
 use self::split::Split;
 use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
@@ -41,7 +42,6 @@ use crate::daemon::{self, PidFile, Readiness, Start, Watchdog};
 use crate::device;
 use crate::dial;
 use crate::driver::{self, DriverConfig};
-use crate::endpoint::{self, ResolveError};
 use crate::events::EventLog;
 use crate::forwarder::{Forwarder, Upstream, servers_of_host};
 use crate::gateway::{IPV6_OFF, prefix_of, start_metrics};
@@ -92,6 +92,7 @@ pub fn up(home: &Home, options: &UpOptions) -> anyhow::Result<ExitCode> {
         Start::Launched(code) => Ok(code),
         Start::Run(readiness) => {
             crate::log::start(&log)?;
+            daemon::raise_descriptor_limit();
             let events = EventLog::new(home, log.events);
             serve(sources, interface.as_str(), file, settings, events, readiness)
         }
@@ -157,7 +158,7 @@ pub fn plan_of(home: &Home, path: &Path, layers: &Layers) -> anyhow::Result<(Str
     if let Some(pid) = PidFile::holder(&control::pid_path(home, &interface)) {
         bail!("{interface} is up already (process {pid}); `adit status{}` tells how it is", home.flag());
     }
-    let reached = resolve_peers(&file.peers)?;
+    let reached = resolve_peers(&file.peers, &settings)?;
     let ipv6 = adit_host::ipv6_enabled();
     let (mut plan, fwmark) = plan(&interface, &file, &reached, ipv6, block, &split)?;
     split.add_to(&mut plan, &interface, &file, ipv6, fwmark)?;
@@ -195,18 +196,10 @@ struct Client {
     pid_file: PidFile,
 }
 
-const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_ANSWER: Duration = Duration::from_secs(5);
 const IDLE: Duration = Duration::from_secs(5);
 /// A gateway by name may move: whether it answers is looked at more often.
 const IDLE_BY_NAME: Duration = Duration::from_secs(2);
-
-/// A peer whose endpoint has addresses.
-pub(crate) struct Reached {
-    pub(crate) peer: PublicKey,
-    pub(crate) known: Vec<SocketAddr>,
-    pub(crate) current: SocketAddr,
-}
 
 impl Client {
     fn open(
@@ -234,7 +227,7 @@ impl Client {
         if !ipv6 && networks_of(&file).any(|net| net.addr().is_ipv6()) {
             readiness.warn(&format!("{IPV6_OFF}; the tunnel carries IPv4 only"));
         }
-        let reached = resolve_peers(&file.peers)?;
+        let reached = resolve_peers(&file.peers, &settings)?;
         hook::run(&file.interface.hooks, HookTime::PreUp, interface)?;
         let split = Split::of(&settings);
         // Asked before the plan makes the tunnel's servers those of the host.
@@ -424,19 +417,6 @@ pub(crate) fn no_answer(peer: &PeerSection, settings: &ClientSettings) -> String
     )
 }
 
-/// Names are resolved while the routes still lead to the resolver.
-pub(crate) fn resolve_peers(peers: &[PeerSection]) -> Result<Vec<Reached>, ResolveError> {
-    let mut reached = Vec::new();
-    for peer in peers {
-        let Some(name) = &peer.endpoint else { continue };
-        let known = endpoint::resolve(name, RESOLVE_TIMEOUT)?;
-        if let Some(current) = endpoint::preferred(&known) {
-            reached.push(Reached { peer: peer.public_key, known, current });
-        }
-    }
-    Ok(reached)
-}
-
 /// The plan, and the mark that keeps our own packets out of the tunnel (0 when nothing would capture them).
 fn plan(
     interface: &str,
@@ -524,7 +504,7 @@ fn describe(instance: &mut Instance, file: &WgQuick, plan: &Plan, reached: &[Rea
     instance.inside_apis = file.peers.iter().map(|peer| (peer.public_key, peer.inside_api.clone())).collect();
     for peer in &file.peers {
         let Some(name) = peer.endpoint.clone().filter(|name| name.address().is_none()) else { continue };
-        if let Some(it) = reached.iter().find(|it| it.peer == peer.public_key) {
+        if let Some(it) = reached.iter().find(|it| it.peer == peer.public_key && !it.by_proxy) {
             instance.endpoints.watch(it.peer, name, it.known.clone(), Some(it.current));
         }
     }

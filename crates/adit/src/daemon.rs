@@ -162,6 +162,16 @@ pub fn signals() -> anyhow::Result<Receiver<Signal>> {
     Ok(receiver)
 }
 
+/// As many descriptors as this process may have from now on. The usual limit, 1,024, is for programs that use `select`.
+pub fn raise_descriptor_limit() -> u64 {
+    adit_io::sys::raise_descriptor_limit().unwrap_or_else(|error| {
+        tracing::warn!("the limit of open files stays as it is: {error}");
+        USUAL_DESCRIPTORS
+    })
+}
+
+const USUAL_DESCRIPTORS: u64 = 1_024;
+
 /// Keeps keys out of core dumps and away from debuggers of the same user.
 pub fn forbid_core_dumps() {
     if let Err(error) = adit_io::sys::harden() {

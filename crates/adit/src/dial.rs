@@ -34,7 +34,7 @@ use crate::driver::{self, Driver, DriverEvent, Remote, Streams};
 use crate::stream::{LinkError, Way};
 
 pub use self::target::Target;
-pub(crate) use self::target::{begin, by_datagrams, choice_of, targets};
+pub(crate) use self::target::{begin, by_datagrams, choice_of, proxy_of, targets};
 use self::way_back::WayBack;
 
 /// How long UDP has at the start before streams are tried beside it.
@@ -300,22 +300,13 @@ impl Caller {
     async fn next(&mut self, until: Instant) -> Result<Option<News>, Over> {
         match timeout_at(until, self.news.recv()).await {
             Ok(Some(News::Address(address))) => {
-                self.note_address(address);
+                self.target.move_to(address);
                 Ok(Some(News::Address(address)))
             }
             Ok(Some(news)) => Ok(Some(news)),
             Ok(None) => Err(Over),
             Err(_) => Ok(None),
         }
-    }
-
-    /// Connections follow, unless they go elsewhere anyway.
-    fn note_address(&mut self, address: SocketAddr) {
-        let link = &mut self.target.link;
-        if link.address.ip() == self.target.udp.ip() {
-            link.address.set_ip(address.ip());
-        }
-        self.target.udp = address;
     }
 
     fn challenge(&self, endpoint: Endpoint) {

@@ -56,7 +56,7 @@ use self::passages::{passages, warn_of_foreign_drops};
 use self::streams::door_plan;
 
 pub use peers::prefix_of;
-pub use streams::stream_offer;
+pub use streams::{stream_offer, stream_recognition, stream_warning};
 
 /// Runs the gateway of `home` in the foreground until SIGTERM, SIGINT or `adit down`.
 ///
@@ -68,6 +68,7 @@ pub fn run(home: &Home, layers: &Layers) -> anyhow::Result<ExitCode> {
     home.create()?;
     let Start::Run(readiness) = daemon::start(true)? else { return Ok(ExitCode::SUCCESS) };
     crate::log::start(&config.log)?;
+    daemon::raise_descriptor_limit();
     let signals = daemon::signals()?;
     let interface = config.gateway.interface.to_string();
     // What the journal lists belongs to who holds the lock, so a second gateway ends here.

@@ -128,9 +128,11 @@ impl Shared {
 
 fn remembered(path: &Path) -> Option<LimitsReport> {
     let bytes = std::fs::read(path).ok()?;
-    serde_json::from_slice(&bytes)
+    // Without limits there is nothing in it.
+    serde_json::from_slice::<Option<LimitsReport>>(&bytes)
         .inspect_err(|error| tracing::debug!(%error, "{} is passed over", path.display()))
         .ok()
+        .flatten()
 }
 
 /// Only the terms are worth a write, not how much was used since.

@@ -33,6 +33,7 @@ use crate::private_file;
 use crate::qr;
 use crate::resolvers;
 use crate::state::Lock;
+use crate::stream::Recognition;
 use crate::table::Table;
 use crate::wall_clock;
 
@@ -192,6 +193,7 @@ fn make(
         revoked: None,
         terms: Terms { split: args.split.clone(), dns: args.dns_servers(), tags: args.tags.clone() },
     });
+    let recognition = crate::gateway::stream_offer(home, &config)?;
     let url = InviteUrl {
         endpoint,
         gateway,
@@ -199,8 +201,9 @@ fn make(
         address,
         inside_api: api.context("the gateway has no IPv4 address inside")?,
         others: Vec::new(),
-        tls_pin: crate::gateway::stream_offer(home, &config)?.pin_bytes(),
+        tls_pin: recognition.pin_bytes(),
         server_name: None,
+        vouched_for: recognition == Recognition::Authorities,
     };
     private_file::protect_stdout()?;
     // The last that can go wrong: an invite without its URL would stand in the way of the next.

@@ -11,12 +11,13 @@ use zeroize::Zeroizing;
 
 use crate::config::stream::parse_tls_pin;
 use crate::config::wgquick::{Interface, PeerSection, WgQuick};
-use crate::config::{Config, Peer, PeerName, ProfileSetting, parse_suite};
+use crate::config::{Config, Peer, PeerName, parse_suite};
 use crate::endpoint::HostPort;
 use crate::gateway::stream_offer;
 use crate::home::Home;
 use crate::invite::Terms;
 use crate::keys::{self, SecretText};
+use crate::stream::Recognition;
 
 /// Keeps the way through a NAT open, so that others reach the client at any time.
 const CLIENT_KEEPALIVE_SECS: u16 = 25;
@@ -46,8 +47,8 @@ pub struct Lease {
     pub persistent_keepalive_secs: u16,
     /// Where the inside API of the gateway answers.
     pub inside_api: Vec<SocketAddr>,
-    /// What its certificate is recognised by, where it takes connections.
-    pub tls_pin: Option<String>,
+    /// What its certificate is recognised by.
+    pub recognition: Recognition,
 }
 
 impl Lease {
@@ -81,7 +82,7 @@ impl Lease {
             },
             persistent_keepalive_secs: CLIENT_KEEPALIVE_SECS,
             inside_api: config.gateway.inside_api(),
-            tls_pin: tls_pin_of(home, config),
+            recognition: recognition_of(home, config),
         })
     }
 
@@ -90,9 +91,7 @@ impl Lease {
         let mut interface = Interface::new(private_key);
         interface.addresses = self.addresses.iter().map(|&address| address.into()).collect();
         interface.dns.clone_from(&self.dns);
-        if let Some(pin) = &self.tls_pin {
-            interface.settings.push(ProfileSetting::new("tls_pin", pin));
-        }
+        interface.settings.extend(self.recognition.setting());
         let mut gateway = PeerSection::new(self.gateway);
         gateway.name = Some("gateway".parse()?);
         gateway.suite = self.suite;
@@ -121,7 +120,11 @@ impl Lease {
             dns: self.dns.clone(),
             persistent_keepalive_secs: self.persistent_keepalive_secs,
             inside_api: self.inside_api.clone(),
-            tls_pin: self.tls_pin.clone(),
+            tls_pin: match &self.recognition {
+                Recognition::Pin(pin) => Some(pin.clone()),
+                _ => None,
+            },
+            tls_verify: (self.recognition == Recognition::Authorities).then(|| WEBPKI.to_owned()),
         };
         let entries = self.allowed_ips.len() + self.dns.len() + 16;
         let mut text = Zeroizing::new(Vec::with_capacity(1024 + 64 * entries));
@@ -154,7 +157,11 @@ impl Lease {
             dns: page.dns,
             persistent_keepalive_secs: page.persistent_keepalive_secs,
             inside_api: page.inside_api,
-            tls_pin: page.tls_pin.map(|pin| parse_tls_pin(&pin)).transpose()?,
+            recognition: match (page.tls_pin, page.tls_verify.as_deref()) {
+                (_, Some(WEBPKI)) => Recognition::Authorities,
+                (Some(pin), _) => Recognition::Pin(parse_tls_pin(&pin)?),
+                (None, _) => Recognition::None,
+            },
         })
     }
 }
@@ -174,14 +181,11 @@ pub fn endpoint_of(home: &Home, config: &Config) -> anyhow::Result<HostPort> {
 }
 
 /// A peer gets on without: it is reached over UDP and TCP.
-fn tls_pin_of(home: &Home, config: &Config) -> Option<String> {
-    match stream_offer(home, config) {
-        Ok(offer) => offer.tls_pin,
-        Err(error) => {
-            tracing::warn!("the profile has no pin for TLS: {error:#}");
-            None
-        }
-    }
+fn recognition_of(home: &Home, config: &Config) -> Recognition {
+    stream_offer(home, config).unwrap_or_else(|error| {
+        tracing::warn!("the profile has no pin for TLS: {error:#}");
+        Recognition::None
+    })
 }
 
 /// The suites that this host speaks well, the best first.
@@ -225,7 +229,12 @@ struct Page {
     inside_api: Vec<SocketAddr>,
     #[serde(default)]
     tls_pin: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tls_verify: Option<String>,
 }
+
+/// The certificate is one that the authorities of the client's host vouch for.
+const WEBPKI: &str = "webpki";
 
 #[cfg(test)]
 mod tests {
@@ -258,7 +267,14 @@ mod tests {
 
     #[test]
     fn a_lease_survives_its_way_through_the_tunnel() {
-        for lease in [lease(None), lease(Some("192.168.7.0/24"))] {
+        let with = |recognition| Lease { recognition, ..lease(None) };
+        let pin = "sha256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=";
+        for lease in [
+            with(Recognition::None),
+            with(Recognition::Pin(pin.to_owned())),
+            with(Recognition::Authorities),
+            lease(Some("192.168.7.0/24")),
+        ] {
             assert_eq!(Lease::from_json(&lease.to_json().unwrap()).unwrap(), lease);
         }
         let text = String::from_utf8(lease(None).to_json().unwrap().to_vec()).unwrap();
@@ -291,6 +307,11 @@ mod tests {
         let source = Source::new("x.conf", file.to_text().as_str());
         assert_eq!(WgQuick::parse(&source, Hooks::Refused).unwrap(), file);
         assert!(file.to_text().contains("# adit: suite = aes-256-gcm"));
+        let vouched = Lease { recognition: Recognition::Authorities, ..lease(None) };
+        let file = vouched.client_file(StaticSecret::from_bytes([5; 32])).unwrap();
+        assert!(file.to_text().contains("# adit: tls_verify = webpki"));
+        let source = Source::new("x.conf", file.to_text().as_str());
+        assert_eq!(WgQuick::parse(&source, Hooks::Refused).unwrap(), file);
     }
 
     #[test]

@@ -55,6 +55,24 @@ impl Way {
     }
 }
 
+/// The certificates of those whom this host trusts to vouch for names; never none.
+///
+/// # Errors
+/// There are none; the text is for people.
+pub fn authorities_of_host() -> Result<RootCertStore, String> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(found.certs);
+    if roots.is_empty() {
+        let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
+        return Err(format!(
+            "this host has no certificate authorities{why}; install them (`apt install ca-certificates`) or name a \
+             file of them in SSL_CERT_FILE"
+        ));
+    }
+    Ok(roots)
+}
+
 /// Whom this host trusts to vouch for names (`SSL_CERT_FILE` and `SSL_CERT_DIR` name others).
 #[derive(Clone)]
 pub struct Trust {
@@ -67,16 +85,7 @@ impl Trust {
     /// # Errors
     /// There are none; the text is for people.
     pub fn of_host() -> Result<Self, String> {
-        let found = rustls_native_certs::load_native_certs();
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(found.certs);
-        if roots.is_empty() {
-            let why = found.errors.first().map(|error| format!(" ({error})")).unwrap_or_default();
-            return Err(format!(
-                "this host has no certificate authorities{why}; install them (`apt install ca-certificates`) or name a \
-                 file of them in SSL_CERT_FILE"
-            ));
-        }
+        let roots = authorities_of_host()?;
         let config = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?

@@ -60,7 +60,7 @@ pub enum TlsVerify {
 }
 
 /// An HTTP proxy that connects us (CONNECT).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Via {
     /// Where it is.
     pub proxy: HostPort,
@@ -68,6 +68,12 @@ pub struct Via {
     pub user: Option<String>,
     /// What proves it.
     pub password: Option<Zeroizing<String>>,
+}
+
+impl std::fmt::Debug for Via {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Via").field("proxy", &self.proxy).field("user", &self.user).finish_non_exhaustive()
+    }
 }
 
 /// "same", "off", `:PORT`, a port, or `ADDRESS:PORT`.
@@ -253,6 +259,8 @@ mod tests {
             let complaint = format!("{:?}", parse_via(wrong).unwrap_err());
             assert!(!complaint.contains("secret"), "{complaint}");
         }
+        let with = Via { password: Some(Zeroizing::new("secret".to_owned())), ..via };
+        assert!(!format!("{with:?}").contains("secret"), "{with:?}");
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("password");
         std::fs::write(&file, "secret\n").unwrap();

@@ -219,7 +219,7 @@ impl Caller {
         let by = match news {
             News::Established(by) | News::Answered(by) => by,
             News::Address(address) => {
-                self.note_address(*address);
+                self.target.move_to(*address);
                 return None;
             }
             _ => return None,

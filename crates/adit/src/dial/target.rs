@@ -1,4 +1,4 @@
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use adit_proto::event::Command;
@@ -21,15 +21,19 @@ pub struct Target {
     pub udp: SocketAddr,
     /// How connections go.
     pub link: Link,
+    /// Whether they go to the host that datagrams go to.
+    pub same_host: bool,
 }
 
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Target {
-    /// Every address outside that it may be reached by.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
-        let proxies = self.link.via.iter().flat_map(|(_, addresses)| addresses).map(SocketAddr::ip);
-        [self.udp.ip(), self.link.address.ip()].into_iter().chain(proxies)
+    /// The gateway takes datagrams at another address now; connections follow when they go to the same host.
+    pub(super) fn move_to(&mut self, address: SocketAddr) {
+        self.udp = address;
+        if self.same_host {
+            self.link.address.set_ip(address.ip());
+        }
     }
 }
 
@@ -45,15 +49,12 @@ pub(crate) fn targets(
     if settings.carrier == CarrierChoice::Udp {
         return Ok(Vec::new());
     }
-    let via = match &settings.via {
-        Some(via) => {
-            let mut via = via.clone();
-            via.password.clone_from(&settings.via_password);
-            Some((via.clone(), endpoint::resolve(&via.proxy, RESOLVE_TIMEOUT)?))
-        }
-        None => None,
-    };
+    let via = settings.via.clone().map(|mut via| {
+        via.password.clone_from(&settings.via_password);
+        via
+    });
     let elsewhere = match &settings.stream_endpoint {
+        Some(name) if via.is_some() => Some((name, Vec::new())),
         Some(name) => Some((name, endpoint::resolve(name, RESOLVE_TIMEOUT)?)),
         None => None,
     };
@@ -61,10 +62,12 @@ pub(crate) fn targets(
     for it in reached {
         let section = file.peers.iter().find(|peer| peer.public_key == it.peer);
         let Some(name) = section.and_then(|section| section.endpoint.clone()) else { continue };
+        let datagrams_to = name.host.clone();
         let (name, address): (HostPort, SocketAddr) = match &elsewhere {
             Some((name, known)) => ((*name).clone(), endpoint::preferred(known).unwrap_or(it.current)),
             None => (name, it.current),
         };
+        let same_host = name.host == datagrams_to && !it.by_proxy;
         targets.push(Target {
             peer: it.peer,
             udp: it.current,
@@ -72,12 +75,13 @@ pub(crate) fn targets(
                 name,
                 address,
                 fwmark: 0,
-                via: via.clone(),
+                via: via.clone().map(|via| (via, it.known.clone())),
                 sni: settings.sni.clone(),
                 verify: settings.tls_verify,
                 pin: settings.tls_pin.clone(),
                 path: settings.stream_path.clone().unwrap_or_else(|| usual_path(&it.peer)),
             },
+            same_host,
         });
     }
     Ok(targets)
@@ -89,6 +93,12 @@ pub(crate) fn choice_of(settings: &ClientSettings) -> CarrierChoice {
         CarrierChoice::Auto if settings.via.is_some() => CarrierChoice::Tls,
         choice => choice,
     }
+}
+
+/// The proxy that connects us, and is told the names of gateways.
+pub(crate) fn proxy_of(settings: &ClientSettings) -> Option<&HostPort> {
+    let via = settings.via.as_ref().filter(|_| choice_of(settings) != CarrierChoice::Udp);
+    via.map(|via| &via.proxy)
 }
 
 /// The gateways that may be sent datagrams.
@@ -112,4 +122,49 @@ pub(crate) fn begin(
         return Ok(None);
     }
     Dial::start(driver, choice_of(settings), targets).map(Some)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::resolve_peers;
+    use crate::config::wgquick::Hooks;
+    use crate::config::{Layers, Source};
+
+    fn targets_of(settings: &str, endpoint: &str) -> Vec<Target> {
+        let text = format!(
+            "[Interface]\nPrivateKey = eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\n{settings}\n[Peer]\n\
+             PublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nEndpoint = {endpoint}\n"
+        );
+        let file = WgQuick::parse(&Source::new("x.conf", &text), Hooks::Refused).unwrap();
+        let settings = ClientSettings::of_profile(&Layers::default(), &file).unwrap();
+        let reached = resolve_peers(&file.peers, &settings).unwrap();
+        targets(&file, &reached, &settings).unwrap()
+    }
+
+    #[test]
+    fn connections_follow_a_new_address_only_where_they_go_to_the_same_host() {
+        let moved = "192.0.2.9:51820".parse().unwrap();
+        for (elsewhere, after) in [
+            ("", "192.0.2.9:51820"),
+            ("# adit: stream_endpoint = 192.0.2.1:443", "192.0.2.9:443"),
+            ("# adit: stream_endpoint = 198.51.100.7:443", "198.51.100.7:443"),
+        ] {
+            let mut target = targets_of(elsewhere, "192.0.2.1:51820").remove(0);
+            target.move_to(moved);
+            assert_eq!((target.udp, target.link.address.to_string().as_str()), (moved, after), "{elsewhere}");
+        }
+    }
+
+    #[test]
+    fn behind_a_proxy_no_name_but_its_own_is_resolved_here() {
+        let via = "# adit: via = http://127.0.0.1:3128";
+        let elsewhere = format!("{via}\n# adit: stream_endpoint = web.invalid:443");
+        for (settings, told) in [(via, "vpn.invalid:51820"), (&elsewhere, "web.invalid:443")] {
+            let target = targets_of(settings, "vpn.invalid:51820").remove(0);
+            assert_eq!(target.link.name.to_string(), told);
+            assert_eq!(target.link.via.unwrap().1, ["127.0.0.1:3128".parse().unwrap()]);
+            assert_eq!(target.link.address.port(), 3128, "the other end of the connection");
+        }
+    }
 }

@@ -18,6 +18,7 @@ use adit_proto::wire::TRANSPORT_MIN_LEN;
 
 use super::clock;
 use super::order::{LaneHandle, Order};
+use crate::stream::Place;
 
 /// What a connection looks like from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +65,8 @@ pub struct NewStream {
     pub remote: SocketAddr,
     /// Bytes of messages that were received already.
     pub received: Vec<u8>,
+    /// What a stranger's connection counts against until a message on it has authenticated.
+    pub place: Option<Place>,
 }
 
 /// A connection with its number.
@@ -80,6 +83,7 @@ pub struct Stream {
     /// Since when a message is incomplete; 0 when none is.
     partial_millis: AtomicU64,
     received: Mutex<Vec<u8>>,
+    place: Mutex<Option<Place>>,
 }
 
 /// Tokens below are those of a lane's other descriptors.
@@ -110,7 +114,8 @@ impl Streams {
         let _ = self.lanes.set(lanes.to_vec());
     }
 
-    /// Hands a connection to a lane; where its other end is from now on. `None` when the driver has not started.
+    /// Hands a connection to a lane; where its other end is from now on. `None` when the driver has not started, or it
+    /// had to go by now.
     pub fn adopt(&self, new: NewStream) -> Option<Endpoint> {
         let lanes = self.lanes.get()?;
         let number = self.next.fetch_add(1, Relaxed);
@@ -127,7 +132,20 @@ impl Streams {
             superseded_millis: AtomicU64::new(0),
             partial_millis: AtomicU64::new(0),
             received: Mutex::new(new.received),
+            place: Mutex::new(None),
         });
+        if let Some(place) = new.place {
+            let this = Arc::downgrade(&stream);
+            let may_stay = place.leave_by(move || {
+                if let Some(this) = this.upgrade() {
+                    this.connection.close();
+                }
+            });
+            if !may_stay {
+                return None;
+            }
+            *stream.place.lock().unwrap_or_else(PoisonError::into_inner) = Some(place);
+        }
         self.table.write().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::clone(&stream));
         lane.order(Order::Adopt(stream));
         Some(endpoint)
@@ -192,6 +210,7 @@ impl Streams {
     /// A message of `peer` has authenticated on a connection for the first time: it is the newest of the peer's.
     pub(super) fn claim(&self, claimed: &Stream, peer: PublicKey) {
         *claimed.peer.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
+        drop(claimed.place.lock().unwrap_or_else(PoisonError::into_inner).take());
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let mut others: Vec<_> = table
             .values()

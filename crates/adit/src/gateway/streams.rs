@@ -7,7 +7,7 @@ use adit_host::{Listener, Transport};
 use crate::config::Config;
 use crate::config::stream::StreamListen;
 use crate::home::Home;
-use crate::stream::{Certificate, DoorPlan, StreamOffer, usual_path};
+use crate::stream::{Certificate, DoorPlan, GivenPin, Recognition, usual_path};
 
 /// The ports that the firewall lets in.
 pub(super) fn listeners(config: &Config, port: u16) -> Vec<Listener> {
@@ -43,6 +43,7 @@ pub(super) fn door_plan(home: &Home, config: &Config, port: u16) -> Option<DoorP
     (!listen.is_empty()).then(|| DoorPlan {
         listen,
         certificate: certificate_of(home, config),
+        given_pin: GivenPin::of(home),
         web: config.gateway.stream.web.clone(),
         path: config.gateway.stream.path.clone().unwrap_or_else(usual),
     })
@@ -59,12 +60,34 @@ fn certificate_of(home: &Home, config: &Config) -> Certificate {
     }
 }
 
-/// What the profile of a client says about connections to this gateway. A certificate that is not there yet is made.
+/// What the profile of a client says about the certificate of this gateway, which is noted. One that is not there yet is made.
 ///
 /// # Errors
 /// The certificate cannot be read or made.
-pub fn stream_offer(home: &Home, config: &Config) -> anyhow::Result<StreamOffer> {
-    let takes_connections = !stream_addresses(config, config.gateway.listen_port).is_empty();
-    let pin = takes_connections.then(|| certificate_of(home, config).pin()).transpose()?;
-    Ok(StreamOffer { tls_pin: pin, stream_endpoint: None })
+pub fn stream_offer(home: &Home, config: &Config) -> anyhow::Result<Recognition> {
+    let offer = stream_recognition(home, config)?;
+    if offer != Recognition::None {
+        GivenPin::of(home).note(&offer);
+    }
+    Ok(offer)
+}
+
+/// How clients would recognise this gateway; a certificate that is not there yet is made.
+///
+/// # Errors
+/// The certificate cannot be read or made.
+pub fn stream_recognition(home: &Home, config: &Config) -> anyhow::Result<Recognition> {
+    if stream_addresses(config, config.gateway.listen_port).is_empty() {
+        return Ok(Recognition::None);
+    }
+    let host = config.gateway.endpoint.as_ref().map(|endpoint| endpoint.host.as_str());
+    Recognition::of(&certificate_of(home, config), host)
+}
+
+/// What is to be told about the certificate, without making one.
+pub fn stream_warning(home: &Home, config: &Config) -> Option<String> {
+    if stream_addresses(config, config.gateway.listen_port).is_empty() {
+        return None;
+    }
+    GivenPin::of(home).warning(certificate_of(home, config).pin_if_there().as_deref())
 }

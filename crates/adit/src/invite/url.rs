@@ -25,6 +25,7 @@ const MUST_UNDERSTAND: u8 = 0x80;
 const FIELD_ENDPOINT: u8 = 0x01;
 const FIELD_TLS_PIN: u8 = 0x02;
 const FIELD_SERVER_NAME: u8 = 0x03;
+const FIELD_VOUCHED_FOR: u8 = 0x04;
 
 /// What an invite URL says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,8 @@ pub struct InviteUrl {
     pub tls_pin: Option<[u8; 32]>,
     /// The name to ask for in TLS, when it is not the host.
     pub server_name: Option<String>,
+    /// The certificate is one that the usual authorities vouch for; the key in it may change.
+    pub vouched_for: bool,
 }
 
 /// Another way to the gateway.
@@ -125,6 +128,9 @@ impl InviteUrl {
         if let Some(name) = &self.server_name {
             push_field(&mut bytes, FIELD_SERVER_NAME, &[name.as_bytes()]);
         }
+        if self.vouched_for {
+            push_field(&mut bytes, FIELD_VOUCHED_FOR, &[]);
+        }
         let check = check(&place, &bytes);
         bytes.extend_from_slice(&check);
         let mut text = Zeroizing::new(String::with_capacity(2 * MAX_BYTES));
@@ -183,6 +189,7 @@ impl InviteUrl {
             others: Vec::new(),
             tls_pin: None,
             server_name: None,
+            vouched_for: false,
             endpoint,
         };
         while let Some((&[kind, length], after)) = rest.split_first_chunk::<2>() {
@@ -204,6 +211,7 @@ impl InviteUrl {
                 FIELD_SERVER_NAME => {
                     url.server_name = Some(std::str::from_utf8(value).ok()?.to_owned());
                 }
+                FIELD_VOUCHED_FOR => url.vouched_for = true,
                 MUST_UNDERSTAND.. => return Some(Err(UrlError::Unknown(kind))),
                 _ => {}
             }
@@ -241,6 +249,7 @@ mod tests {
             others: Vec::new(),
             tls_pin: None,
             server_name: None,
+            vouched_for: false,
         }
     }
 
@@ -275,6 +284,7 @@ mod tests {
             .to_vec();
         full.tls_pin = Some([3; 32]);
         full.server_name = Some("www.example.org".to_owned());
+        full.vouched_for = true;
         for url in [url(), full] {
             let text = url.to_text();
             assert_eq!(InviteUrl::parse(&text), Ok(url.clone()));

@@ -11,14 +11,14 @@ use hyper::header::{ACCEPT, CONNECTION, CONTENT_TYPE, HOST, USER_AGENT};
 use hyper::{Request, StatusCode};
 use serde_json::Value;
 
+use crate::config::Mtu;
 use crate::config::diagnostic::escape;
 use crate::config::wgquick::{Interface, PeerSection, WgQuick};
-use crate::config::{Mtu, ProfileSetting};
 use crate::enrol::Application;
 use crate::inside::{ENROL_PATH, enrol_question};
 use crate::invite::InviteUrl;
 use crate::lease::{self, Lease};
-use crate::stream::pin_text;
+use crate::stream::{Recognition, pin_text};
 use crate::tunnel::Tunnel;
 use crate::web;
 
@@ -149,9 +149,12 @@ pub fn file_of_the_invited(url: &InviteUrl) -> WgQuick {
     let mut interface = Interface::new(keys.private_key);
     interface.addresses = vec![IpAddr::from(url.address).into()];
     interface.mtu = Mtu::Bytes(MTU_BYTES);
-    if let Some(pin) = &url.tls_pin {
-        interface.settings.push(ProfileSetting::new("tls_pin", &pin_text(pin)));
-    }
+    let recognition = match &url.tls_pin {
+        _ if url.vouched_for => Recognition::Authorities,
+        Some(pin) => Recognition::Pin(pin_text(pin)),
+        None => Recognition::None,
+    };
+    interface.settings.extend(recognition.setting());
     let mut gateway = PeerSection::new(url.gateway);
     gateway.suite = Suite::ChaCha20Poly1305;
     gateway.preshared_key = Some(keys.preshared_key);

@@ -76,6 +76,7 @@ mod tests {
             others: Vec::new(),
             tls_pin: None,
             server_name: None,
+            vouched_for: false,
         }
     }
 

@@ -50,7 +50,7 @@ fn carry(beside: Beside, options: &RunOptions) -> anyhow::Result<()> {
     if !file.interface.hooks.is_empty() {
         warn("PreUp, PostUp, PreDown and PostDown are passed over: `adit run` changes nothing on the host");
     }
-    let reached = resolve_peers(&file.peers)?;
+    let reached = resolve_peers(&file.peers, &settings)?;
     let mut targets = dial::targets(&file, &reached, &settings)?;
     let fwmark = fwmark_of(&file);
     targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
@@ -73,7 +73,7 @@ fn carry(beside: Beside, options: &RunOptions) -> anyhow::Result<()> {
     let mut instance = Instance::new(Role::Client, INTERFACE.to_owned(), driver, end_of(&beside)?, questions);
     let names = file.peers.iter().map(|peer| (peer.public_key, peer.name.as_ref().map(ToString::to_string)));
     instance.name_peers(names);
-    for it in &reached {
+    for it in reached.iter().filter(|it| !it.by_proxy) {
         let peer = file.peers.iter().find(|peer| peer.public_key == it.peer);
         let name = peer.and_then(|peer| peer.endpoint.clone()).filter(|name| name.address().is_none());
         if let Some(name) = name {

@@ -1,5 +1,6 @@
 //! The certificate of a gateway: from files that somebody keeps fresh, or made here once and kept.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -7,12 +8,14 @@ use std::time::SystemTime;
 use anyhow::{Context, anyhow, bail};
 use rcgen::{CertificateParams, KeyPair};
 use sha2::{Digest, Sha256};
-use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::server::{NoServerSessionStorage, ParsedCertificate};
 use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
+use super::trust::verifier;
 use super::{ALPN, pin_text, provider};
 use crate::private_file;
 
@@ -38,14 +41,22 @@ pub enum Certificate {
 /// A certificate in use, and what it was read from.
 pub(super) struct Shown {
     pub(super) config: Arc<ServerConfig>,
-    pub(super) changed: Option<SystemTime>,
+    pub(super) files: Stamps,
+    pub(super) pin: Option<String>,
 }
+
+/// What tells the two files from others: when each was written, its length, and which it is. Any difference counts, for a
+/// file may be put there that is older than the one before.
+pub(super) type Stamps = [Option<(SystemTime, u64, u64)>; 2];
 
 impl Certificate {
     /// Reads it, or makes it when it is to be made here and is not there yet.
     pub(super) fn load(&self) -> anyhow::Result<Shown> {
-        let changed = self.changed();
+        let before = self.stamps();
         let (chain, key) = self.read()?;
+        // One that was not there has been made by now.
+        let files = if before == [None, None] { self.stamps() } else { before };
+        let pin = chain.first().and_then(pin_of);
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])?
             .with_no_client_auth()
@@ -56,7 +67,7 @@ impl Certificate {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         config.max_early_data_size = 0;
-        Ok(Shown { config: Arc::new(config), changed })
+        Ok(Shown { config: Arc::new(config), files, pin })
     }
 
     /// The pin of the certificate, for the profiles of clients.
@@ -68,14 +79,34 @@ impl Certificate {
         chain.first().and_then(pin_of).context("the certificate cannot be understood")
     }
 
-    /// When what it is read from was last written.
-    pub(super) fn changed(&self) -> Option<SystemTime> {
+    /// The same, when that makes nothing: `None` also when it cannot be read, which [`Certificate::load`] tells.
+    pub fn pin_if_there(&self) -> Option<String> {
+        match self {
+            Self::SelfMade { file, .. } if !file.exists() => None,
+            _ => self.pin().ok(),
+        }
+    }
+
+    /// Whether `authorities` vouch for it now as the certificate of the host with this name or address.
+    pub(super) fn is_vouched_for(&self, host: &str, authorities: RootCertStore) -> bool {
+        let (Self::Files { .. }, Ok((chain, _))) = (self, self.read()) else { return false };
+        let (Some((own, others)), Ok(name)) = (chain.split_first(), ServerName::try_from(host)) else {
+            return false;
+        };
+        verifier(authorities)
+            .is_ok_and(|it| it.verify_server_cert(own, others, &name, &[], UnixTime::now()).is_ok())
+    }
+
+    /// What it would be read from now.
+    pub(super) fn stamps(&self) -> Stamps {
         let (first, second) = match self {
             Self::Files { chain, key } => (chain, key),
             Self::SelfMade { file, .. } => (file, file),
         };
-        let at = |path: &Path| std::fs::metadata(path).and_then(|it| it.modified()).ok();
-        at(first).max(at(second))
+        [first, second].map(|path| {
+            let about = std::fs::metadata(path).ok()?;
+            Some((about.modified().ok()?, about.len(), about.ino()))
+        })
     }
 
     fn read(&self) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
@@ -144,6 +175,67 @@ mod tests {
         assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         std::fs::remove_file(&file).unwrap();
         assert_ne!(made.pin().unwrap(), pin, "another key is another pin");
+    }
+
+    #[test]
+    fn authorities_vouch_for_what_they_signed_and_only_by_its_name() {
+        use rcgen::{BasicConstraints, IsCa, Issuer};
+
+        let directory = tempfile::tempdir().unwrap();
+        let authority = |name: &str| {
+            let key = KeyPair::generate().unwrap();
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.distinguished_name.push(rcgen::DnType::CommonName, name);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let certificate = params.self_signed(&key).unwrap();
+            let mut roots = RootCertStore::empty();
+            roots.add(certificate.der().clone()).unwrap();
+            (roots, Issuer::new(params, key))
+        };
+        let ((ours, issuer), (others, _)) = (authority("ours"), authority("others"));
+        let key = KeyPair::generate().unwrap();
+        let names = vec!["vpn.example.org".to_owned(), "192.0.2.1".to_owned()];
+        let signed = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+        let [chain, private] = ["chain.pem", "key.pem"].map(|name| directory.path().join(name));
+        std::fs::write(&chain, signed.pem()).unwrap();
+        std::fs::write(&private, key.serialize_pem()).unwrap();
+        let files = Certificate::Files { chain, key: private };
+        for (host, roots, expected) in [
+            ("vpn.example.org", &ours, true),
+            ("192.0.2.1", &ours, true),
+            ("www.example.org", &ours, false),
+            ("vpn.example.org", &others, false),
+            ("vpn.example.org", &RootCertStore::empty(), false),
+        ] {
+            assert_eq!(files.is_vouched_for(host, roots.clone()), expected, "{host}");
+        }
+        let made = Certificate::SelfMade {
+            file: directory.path().join("stream.pem"),
+            name: "vpn.example.org".to_owned(),
+        };
+        assert_eq!(made.pin_if_there(), None, "nothing is made by asking");
+        assert!(made.pin().is_ok() && !made.is_vouched_for("vpn.example.org", ours));
+    }
+
+    #[test]
+    fn a_file_replaced_by_an_older_one_is_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let [chain, key] = ["chain.pem", "key.pem"].map(|name| directory.path().join(name));
+        std::fs::write(&chain, "one").unwrap();
+        std::fs::write(&key, "key").unwrap();
+        let files = Certificate::Files { chain: chain.clone(), key };
+        let before = files.stamps();
+        assert_eq!(files.stamps(), before, "nothing changed");
+        let newer = directory.path().join("newer.pem");
+        std::fs::write(&newer, "two").unwrap();
+        let long_ago = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+        std::fs::File::options().write(true).open(&newer).unwrap().set_modified(long_ago).unwrap();
+        std::fs::rename(&newer, &chain).unwrap();
+        assert_ne!(files.stamps(), before);
+
+        let file = directory.path().join("stream.pem");
+        let made = Certificate::SelfMade { file, name: "x".to_owned() };
+        assert_eq!(made.load().ok().unwrap().files, made.stamps(), "one made just now is not a change");
     }
 
     #[test]

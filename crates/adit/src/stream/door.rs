@@ -15,9 +15,11 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::certificate::{Certificate, Shown};
-use super::greeting::Hall;
+use super::greeting::{Guest, Hall};
 use super::lobby::Lobby;
+use super::recognition::GivenPin;
 use crate::config::stream::Web;
+use crate::daemon;
 use crate::driver::Streams;
 
 /// What a door is like.
@@ -27,6 +29,8 @@ pub struct DoorPlan {
     pub listen: Vec<SocketAddr>,
     /// What TLS shows.
     pub certificate: Certificate,
+    /// What the profiles of clients recognise it by.
+    pub given_pin: GivenPin,
     /// What visitors find.
     pub web: Web,
     /// Where the WebSocket is.
@@ -54,6 +58,7 @@ impl Door {
     /// The certificate cannot be read. A port that cannot be had is tried again, and told about.
     pub fn open(plan: DoorPlan, forwarding: Arc<Forwarding>, streams: Arc<Streams>) -> anyhow::Result<Self> {
         let shown = plan.certificate.load()?;
+        warn_of_new_key(&plan, &shown);
         let mut listeners = Vec::new();
         for at in &plan.listen {
             match bound(*at) {
@@ -67,7 +72,8 @@ impl Door {
             .max_blocking_threads(4)
             .build()
             .context("cannot start the thread that takes connections")?;
-        let keeper = Keeper { forwarding, streams, lobby: Lobby::default(), shown, open: Vec::new() };
+        let lobby = Lobby::new(daemon::raise_descriptor_limit());
+        let keeper = Keeper { forwarding, streams, lobby, shown, open: Vec::new() };
         let thread = std::thread::Builder::new()
             .name("door".to_owned())
             .spawn(move || runtime.block_on(keeper.run(listeners, receiver)))?;
@@ -95,6 +101,12 @@ impl Drop for Door {
     }
 }
 
+fn warn_of_new_key(plan: &DoorPlan, shown: &Shown) {
+    if let Some(warning) = plan.given_pin.warning(shown.pin.as_deref()) {
+        tracing::warn!("{warning}");
+    }
+}
+
 struct Keeper {
     forwarding: Arc<Forwarding>,
     streams: Arc<Streams>,
@@ -117,9 +129,10 @@ impl Keeper {
                 Err(_) => false,
             };
             let now = plan.borrow_and_update().clone();
-            if changed || now.certificate.changed() != self.shown.changed {
+            if changed || now.certificate.stamps() != self.shown.files {
                 match now.certificate.load() {
                     Ok(shown) => {
+                        warn_of_new_key(&now, &shown);
                         self.shown = shown;
                         told.clear();
                         tracing::info!("connections see the certificate as it is now");
@@ -194,11 +207,10 @@ async fn receive(listener: TcpListener, hall: watch::Receiver<Arc<Hall>>, lobby:
                 let place = lobby.enter(from.ip());
                 let number = place.number();
                 let hall = Arc::clone(&hall.borrow());
-                let task = tokio::spawn(async move {
-                    let _place = place;
-                    hall.greet(stream, from).await;
-                });
-                lobby.set_task(number, task.abort_handle());
+                let task = tokio::spawn(async move { hall.greet(stream, Guest { from, place }).await });
+                let task = task.abort_handle();
+                // Not even begun: this thread is the one that runs it.
+                lobby.set_exit(number, move || task.abort());
             }
             Err(error) if is_shortage(&error) => {
                 if reserve.take().is_some()

@@ -1,7 +1,8 @@
 //! From an accepted connection to a proven one, or to a visitor's farewell.
 //!
 //! What a stranger sends decides what is answered, but not when: whoever shows nothing is let go after the same time,
-//! whatever it was that they sent.
+//! whatever it was that they sent. Within TLS that is with an answer, as a web server gives to what is no request; where
+//! a first message would end shows nowhere.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,6 +22,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::http::Head;
+use super::lobby::Place;
 use super::visitor;
 use crate::config::stream::Web;
 use crate::driver::{self, NewStream, StreamKind, Streams};
@@ -50,19 +52,37 @@ pub(super) struct Hall {
     pub(super) path: String,
 }
 
+/// Who has come.
+#[derive(Debug)]
+pub(super) struct Guest {
+    pub(super) from: SocketAddr,
+    /// Taken along by the connection when a lane takes it over.
+    pub(super) place: Place,
+}
+
+/// What comes of a request.
+enum Visit {
+    /// It was for our WebSocket, and this is the first message.
+    Message(Vec<u8>),
+    /// Answered, as far as it goes.
+    Over,
+    /// There was no request.
+    Nothing,
+}
+
 impl Hall {
     /// Deals with a connection to its end, or until it is a lane's.
-    pub(super) async fn greet(&self, stream: TcpStream, from: SocketAddr) {
+    pub(super) async fn greet(&self, stream: TcpStream, guest: Guest) {
         let deadline = Instant::now() + LAYERS;
         let mut first = [0];
         let seen = timeout_at(deadline, stream.peek(&mut first)).await;
         match (seen, first) {
-            (Ok(Ok(1)), [TLS_HANDSHAKE]) => self.greet_tls(stream, from, deadline).await,
+            (Ok(Ok(1)), [TLS_HANDSHAKE]) => self.greet_tls(stream, guest, deadline).await,
             (Ok(Ok(1)), [SHORT_MESSAGE]) => {
                 let mut stream = stream;
                 match timeout_at(deadline, first_message(&mut stream, &[])).await {
                     Ok(Ok(message)) if self.is_acceptable(&message) => {
-                        self.adopt(stream, Layer::default(), StreamKind::Tcp, from, message);
+                        self.adopt(stream, Layer::default(), StreamKind::Tcp, guest, message);
                     }
                     Ok(_) => waste(&mut stream, deadline).await,
                     Err(_) => {}
@@ -70,9 +90,13 @@ impl Hall {
             }
             (Ok(Ok(1)), [b'A'..=b'Z']) => {
                 let mut stream = stream;
-                if let Some(message) = self.receive_visitor(&mut stream, &[], deadline).await {
-                    let layer = Layer { tls: None, websocket: Some(Side::Server) };
-                    self.adopt(stream, layer, StreamKind::Ws, from, message);
+                match self.receive_visitor(&mut stream, &[], &guest, deadline).await {
+                    Visit::Message(message) => {
+                        let layer = Layer { tls: None, websocket: Some(Side::Server) };
+                        self.adopt(stream, layer, StreamKind::Ws, guest, message);
+                    }
+                    Visit::Over => {}
+                    Visit::Nothing => sleep_until(deadline).await,
                 }
             }
             (Ok(Ok(1)), _) => {
@@ -83,7 +107,7 @@ impl Hall {
         }
     }
 
-    async fn greet_tls(&self, stream: TcpStream, from: SocketAddr, deadline: Instant) {
+    async fn greet_tls(&self, stream: TcpStream, guest: Guest, deadline: Instant) {
         let acceptor = TlsAcceptor::from(Arc::clone(&self.tls));
         let limited = Limited { stream, left: HANDSHAKE_BYTES };
         // Boxed: a connection that shows nothing shall not take the memory of one that does.
@@ -97,72 +121,78 @@ impl Hall {
         let deadline = Instant::now() + FIRST;
         let mut first = [0];
         let Ok(Ok(1)) = timeout_at(deadline, tls.read(&mut first)).await else { return };
-        let (message, kind, websocket) = if first == [SHORT_MESSAGE] {
-            match timeout_at(deadline, first_message(&mut tls, &first)).await {
-                Ok(Ok(message)) if self.is_acceptable(&message) => (message, StreamKind::Tls, None),
-                Ok(_) => {
-                    let _ = timeout(ANSWER, visitor::refuse(&mut tls)).await;
-                    return;
-                }
-                Err(_) => return,
+        let visit = match first {
+            [SHORT_MESSAGE] => match timeout_at(deadline, first_message(&mut tls, &first)).await {
+                Ok(Ok(message)) if self.is_acceptable(&message) => Visit::Message(message),
+                _ => Visit::Nothing,
+            },
+            [b'A'..=b'Z'] => Box::pin(self.receive_visitor(&mut tls, &first, &guest, deadline)).await,
+            _ => Visit::Nothing,
+        };
+        let message = match visit {
+            Visit::Message(message) => message,
+            Visit::Over => return,
+            Visit::Nothing => {
+                waste(&mut tls, deadline).await;
+                let _ = timeout(ANSWER, visitor::refuse(&mut tls)).await;
+                return;
             }
-        } else {
-            match Box::pin(self.receive_visitor(&mut tls, &first, deadline)).await {
-                Some(message) => (message, StreamKind::Wss, Some(Side::Server)),
-                None => return,
-            }
+        };
+        let (kind, websocket) = match first {
+            [SHORT_MESSAGE] => (StreamKind::Tls, None),
+            _ => (StreamKind::Wss, Some(Side::Server)),
         };
         let (limited, session) = tls.into_inner();
         let layer = Layer { tls: Some(Tls::Server(Box::new(session))), websocket };
-        self.adopt(limited.stream, layer, kind, from, message);
+        self.adopt(limited.stream, layer, kind, guest, message);
     }
 
-    /// Answers a request; the first message when it was for our WebSocket and what came is good.
+    /// Answers a request; takes the first message when it was for our WebSocket and what came is good.
     async fn receive_visitor(
         &self,
         stream: &mut (impl AsyncRead + AsyncWrite + Unpin),
         begun: &[u8],
+        guest: &Guest,
         deadline: Instant,
-    ) -> Option<Vec<u8>> {
+    ) -> Visit {
         let head = match timeout_at(deadline, Head::read(stream, begun)).await {
             Ok(Ok(head)) => head,
             Ok(Err(error)) if error.kind() == io::ErrorKind::InvalidData => {
                 let _ = timeout(ANSWER, visitor::refuse(stream)).await;
-                return None;
+                return Visit::Over;
             }
-            Ok(Err(_)) => {
-                sleep_until(deadline).await;
-                return None;
-            }
-            Err(_) => return None,
+            _ => return Visit::Nothing,
         };
         if !visitor::wants_websocket(&head, &self.path) {
-            let _ = timeout(ANSWER, visitor::answer(stream, &head, &self.web)).await;
-            return None;
+            let _ =
+                timeout(ANSWER, visitor::answer(stream, &head, &self.web, guest.from.ip().to_canonical()))
+                    .await;
+            return Visit::Over;
         }
         let message = async {
             visitor::upgrade(stream, &head).await?;
             first_message_in_websocket(stream).await
         };
-        let message = timeout_at(deadline, message).await.ok()?;
-        if let Ok(message) = message
+        if let Ok(Ok(message)) = timeout_at(deadline, message).await
             && self.is_acceptable(&message)
         {
-            return Some(message);
+            return Visit::Message(message);
         }
         sleep_until(deadline).await;
-        None
+        Visit::Over
     }
 
     fn is_acceptable(&self, message: &[u8]) -> bool {
         message.get(LENGTH_LEN..).is_some_and(|it| self.forwarding.would_accept(driver::now(), it))
     }
 
-    fn adopt(&self, stream: TcpStream, layer: Layer, kind: StreamKind, from: SocketAddr, received: Vec<u8>) {
+    fn adopt(&self, stream: TcpStream, layer: Layer, kind: StreamKind, guest: Guest, received: Vec<u8>) {
+        let Guest { from, place } = guest;
         let remote = SocketAddr::new(from.ip().to_canonical(), from.port());
         match stream.into_std() {
             Ok(socket) => {
-                self.streams.adopt(NewStream { socket, layer, kind, remote, received });
+                let place = Some(place);
+                self.streams.adopt(NewStream { socket, layer, kind, remote, received, place });
             }
             Err(error) => tracing::debug!(%error, "a connection could not be taken over"),
         }
@@ -203,7 +233,7 @@ async fn first_message_in_websocket(stream: &mut (impl AsyncRead + Unpin)) -> io
 }
 
 /// Takes what comes, up to a bound, until the time is over.
-async fn waste(stream: &mut TcpStream, until: Instant) {
+async fn waste(stream: &mut (impl AsyncRead + Unpin), until: Instant) {
     let mut buffer = [0; 1024];
     let mut taken = 0;
     let take = async {

@@ -29,8 +29,35 @@ impl Head {
         Self::parse(&bytes).ok_or_else(|| io::ErrorKind::InvalidData.into())
     }
 
+    /// Reads the head of an answer, as servers write them: lines may end with a newline alone, and one that is no header
+    /// is passed over.
+    pub(super) async fn read_answer(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Self> {
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(b"\r\n\r\n") && !bytes.ends_with(b"\n\n") {
+            if bytes.len() >= HEAD_MAX {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "it speaks no HTTP"));
+            }
+            match stream.read_u8().await {
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(io::Error::new(error.kind(), "it ended the connection without an answer"));
+                }
+                byte => bytes.push(byte?),
+            }
+        }
+        let text = String::from_utf8_lossy(&bytes);
+        let mut lines = text.lines();
+        let first = lines.next().unwrap_or_default().splitn(3, ' ').map(str::to_owned).collect();
+        let headers = lines.filter_map(|line| line.split_once(':'));
+        let headers = headers.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect();
+        Ok(Self { first, headers })
+    }
+
     fn parse(bytes: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(bytes).ok()?;
+        // What one server takes for the end of a line is a part of it for another.
+        if text.replace("\r\n", "").contains(|it: char| it.is_ascii_control() && it != '\t') {
+            return None;
+        }
         let mut lines = text.split("\r\n");
         let first: Vec<String> = lines.next()?.splitn(3, ' ').map(str::to_owned).collect();
         if first.len() < 2 {
@@ -109,10 +136,32 @@ mod tests {
             assert_eq!(head.header("HOST"), Some("x"));
             let endless = vec![b'a'; HEAD_MAX + 1];
             assert!(Head::read(&mut &endless[..], b"").await.is_err());
-            for wrong in ["SSH-2.0-x\r\n\r\n", "GET /\r\nno header\r\n\r\n", "\u{ff}\r\n\r\n"] {
+            for wrong in [
+                "GET / HTTP/1.1\r\nA: b\nC: d\r\n\r\n",
+                "GET / HTTP/1.1\r\nA: \0\r\n\r\n",
+                "SSH-2.0-x\r\n\r\n",
+                "GET /\r\nno header\r\n\r\n",
+                "\u{ff}\r\n\r\n",
+            ] {
                 let head = Head::read(&mut wrong.as_bytes(), b"").await;
                 assert!(head.is_err() || head.unwrap().request().is_none(), "{wrong}");
             }
         });
+    }
+
+    #[test]
+    fn answers_are_read_as_servers_write_them_and_their_absence_is_said() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let read = |text: &[u8]| runtime.block_on(Head::read_answer(&mut &text[..]));
+        for text in [
+            &b"HTTP/1.1 200 Connection established\r\nProxy-Agent: x\r\n\r\n"[..],
+            b"HTTP/1.0 200 OK\n\n",
+            b"HTTP/1.1 200 \xe9tabli\r\na line that is no header\r\n\r\n",
+        ] {
+            assert_eq!(read(text).unwrap().status(), Some(200), "{}", text.escape_ascii());
+        }
+        assert!(read(b"HTTP/1.1 2").unwrap_err().to_string().contains("without an answer"));
+        assert!(read(&[b'x'; HEAD_MAX + 1]).unwrap_err().to_string().contains("no HTTP"));
+        assert_eq!(read(b"SSH-2.0-OpenSSH\r\n\r\n").unwrap().status(), None);
     }
 }

@@ -81,6 +81,9 @@ pub enum LinkError {
          webpki or off"
     )]
     NoPin,
+    /// Authorities are to vouch for the server, and there are none.
+    #[error("tls_verify is webpki, and {0}")]
+    NoAuthorities(String),
     /// The server cannot be the gateway, or speaks no TLS.
     #[error("no TLS with the gateway: {0}")]
     Tls(#[source] io::Error),
@@ -125,7 +128,7 @@ pub async fn connect(link: &Link, way: Way) -> Result<NewStream, LinkError> {
     let lost = |error| LinkError::Connect(link.address, error);
     let socket = stream.into_std().map_err(lost)?;
     prepare(&socket).map_err(lost)?;
-    Ok(NewStream { socket, layer, kind, remote: link.address, received: Vec::new() })
+    Ok(NewStream { socket, layer, kind, remote: link.address, received: Vec::new(), place: None })
 }
 
 async fn open(address: SocketAddr, fwmark: u32) -> io::Result<TcpStream> {
@@ -158,16 +161,18 @@ async fn through_proxy(link: &Link, via: &Via, addresses: &[SocketAddr]) -> Resu
 
 async fn ask_proxy(stream: &mut TcpStream, link: &Link, via: &Via) -> io::Result<()> {
     let target = &link.name;
-    let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
+    let mut request = zeroize::Zeroizing::new(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"));
     if let Some(user) = &via.user {
         let password = via.password.as_ref().map_or("", |it| it.as_str());
         let word = zeroize::Zeroizing::new(format!("{user}:{password}"));
-        let word = BASE64_STANDARD.encode(word.as_bytes());
-        request.push_str(&format!("Proxy-Authorization: Basic {word}\r\n"));
+        let word = zeroize::Zeroizing::new(BASE64_STANDARD.encode(word.as_bytes()));
+        for part in ["Proxy-Authorization: Basic ", word.as_str(), "\r\n"] {
+            request.push_str(part);
+        }
     }
     request.push_str("\r\n");
     stream.write_all(request.as_bytes()).await?;
-    let head = Head::read(stream, &[]).await?;
+    let head = Head::read_answer(stream).await?;
     let refused = |what: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, what.to_owned()));
     match head.status() {
         Some(200..=299) => Ok(()),
@@ -184,7 +189,7 @@ async fn ask_proxy(stream: &mut TcpStream, link: &Link, via: &Via) -> io::Result
 }
 
 async fn secure(link: &Link, stream: TcpStream, way: Way) -> Result<(TcpStream, Layer), LinkError> {
-    let config = client_config(link.verify, link.pin.as_deref()).ok_or(LinkError::NoPin)?;
+    let config = client_config(link.verify, link.pin.as_deref())?;
     let name = link.sni.as_ref().unwrap_or(&link.name.host).clone();
     let wrong = |_| {
         LinkError::Tls(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no name for TLS")))
@@ -200,7 +205,8 @@ async fn secure(link: &Link, stream: TcpStream, way: Way) -> Result<(TcpStream, 
     })?;
     if way == Way::Wss {
         let failed = |what: String| LinkError::WebSocket(format!("https://{name}{}", link.path), what);
-        match timeout(STEP, open_websocket(&mut tls, &name, &link.path)).await {
+        match timeout(STEP, open_websocket(&mut tls, &authority_of(&name, link.name.port), &link.path)).await
+        {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(failed(error.to_string())),
             Err(_) => return Err(failed("no answer".to_owned())),
@@ -208,6 +214,15 @@ async fn secure(link: &Link, stream: TcpStream, way: Way) -> Result<(TcpStream, 
     }
     let (stream, session) = tls.into_inner();
     Ok((stream, Layer { tls: Some(Tls::Client(Box::new(session))), websocket: None }))
+}
+
+/// What a web server on this port calls itself.
+fn authority_of(host: &str, port: u16) -> String {
+    let place = HostPort { host: host.to_owned(), port }.to_string();
+    match place.strip_suffix(":443") {
+        Some(usual) if port == 443 => usual.to_owned(),
+        _ => place,
+    }
 }
 
 fn problem_of(error: &io::Error) -> Option<&Error> {
@@ -228,11 +243,28 @@ async fn open_websocket(
     );
     stream.write_all(request.as_bytes()).await?;
     stream.flush().await?;
-    let head = Head::read(stream, &[]).await?;
+    let head = Head::read_answer(stream).await?;
     let is_ours = head.status() == Some(101) && head.header("sec-websocket-accept") == Some(&accept_of(&key));
     match head.status() {
         _ if is_ours => Ok(()),
         Some(status) => Err(io::Error::other(format!("the web server answers with status {status}"))),
         None => Err(io::Error::other("the server speaks no HTTP")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_web_server_is_called_by_its_port_unless_that_is_the_usual() {
+        for (host, port, expected) in [
+            ("vpn.example.org", 443, "vpn.example.org"),
+            ("vpn.example.org", 8443, "vpn.example.org:8443"),
+            ("2001:db8::1", 443, "[2001:db8::1]"),
+            ("2001:db8::1", 4443, "[2001:db8::1]:4443"),
+        ] {
+            assert_eq!(authority_of(host, port), expected);
+        }
     }
 }

@@ -17,6 +17,7 @@ mod http;
 mod layer_tests;
 mod link;
 mod lobby;
+mod recognition;
 mod trust;
 mod visitor;
 
@@ -28,27 +29,8 @@ use sha2::{Digest, Sha256};
 pub use self::certificate::{Certificate, pin_of};
 pub use self::door::{Door, DoorPlan};
 pub use self::link::{Link, LinkError, Way, connect};
-
-/// What a profile has to say so that its client can use every carrier of a gateway.
-///
-/// `# adit: tls_pin = PIN` below `[Interface]`; and `# adit: stream_endpoint = HOST:PORT` where connections go elsewhere
-/// than datagrams.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StreamOffer {
-    /// What the client recognises the gateway's certificate by, as [`pin_of`] makes it; `None` when the gateway takes no
-    /// connections or its certificate is signed by a public authority and changes.
-    pub tls_pin: Option<String>,
-    /// Where connections go, when not to the port of the datagrams.
-    pub stream_endpoint: Option<crate::endpoint::HostPort>,
-}
-
-impl StreamOffer {
-    /// The pin as an invite carries it.
-    pub fn pin_bytes(&self) -> Option<[u8; 32]> {
-        let text = self.tls_pin.as_ref()?.strip_prefix(PIN_PREFIX)?;
-        BASE64_STANDARD.decode(text).ok()?.try_into().ok()
-    }
-}
+pub use self::lobby::Place;
+pub use self::recognition::{GivenPin, Recognition};
 
 const PIN_PREFIX: &str = "sha256:";
 

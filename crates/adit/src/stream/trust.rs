@@ -1,9 +1,10 @@
 //! Whether a client takes a server for its gateway before the session has proved it.
 
+use std::io;
 use std::sync::Arc;
 
-use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use tokio_rustls::rustls::client::{VerifierBuilderError, WebPkiServerVerifier};
 use tokio_rustls::rustls::crypto::{CryptoProvider, verify_tls13_signature};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::version::TLS13;
@@ -12,24 +13,29 @@ use tokio_rustls::rustls::{
 };
 
 use super::certificate::pin_of;
+use super::link::LinkError;
 use super::{ALPN, provider};
 use crate::config::stream::TlsVerify;
+use crate::web::authorities_of_host;
 
-/// What TLS asks of the server; `None` when that needs a pin and there is none.
-pub(super) fn client_config(verify: TlsVerify, pin: Option<&str>) -> Option<Arc<ClientConfig>> {
+/// What TLS asks of the server.
+///
+/// # Errors
+/// What it is to be recognised by is not there: a pin, or authorities.
+pub(super) fn client_config(verify: TlsVerify, pin: Option<&str>) -> Result<Arc<ClientConfig>, LinkError> {
     let provider = provider();
-    let builder =
-        ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&[&TLS13]).ok()?;
+    let failed = |error: &dyn std::error::Error| LinkError::Tls(io::Error::other(error.to_string()));
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(|error| failed(&error))?;
     let mut config = match verify {
         TlsVerify::WebPki => {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            let verifier =
-                WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().ok()?;
+            let verifier = verifier(authorities_of_host().map_err(LinkError::NoAuthorities)?)
+                .map_err(|error| failed(&error))?;
             builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         }
         TlsVerify::Pin => {
-            let verifier = Arc::new(Sight { pin: Some(pin?.to_owned()), provider });
+            let verifier = Arc::new(Sight { pin: Some(pin.ok_or(LinkError::NoPin)?.to_owned()), provider });
             builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth()
         }
         TlsVerify::Off => {
@@ -40,7 +46,14 @@ pub(super) fn client_config(verify: TlsVerify, pin: Option<&str>) -> Option<Arc<
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.enable_early_data = false;
     config.resumption = tokio_rustls::rustls::client::Resumption::disabled();
-    Some(Arc::new(config))
+    Ok(Arc::new(config))
+}
+
+/// Takes whom `authorities` vouch for.
+pub(super) fn verifier(
+    authorities: RootCertStore,
+) -> Result<Arc<WebPkiServerVerifier>, VerifierBuilderError> {
+    WebPkiServerVerifier::builder_with_provider(Arc::new(authorities), provider()).build()
 }
 
 /// Recognises a certificate by its pin, or takes any; either way the server must have its key.

@@ -129,7 +129,7 @@ impl Tunnel {
     /// # Errors
     /// [`TunnelError::Gateway`] or [`Start`](TunnelError::Start).
     pub fn open_with(file: &WgQuick, settings: &ClientSettings) -> Result<Self, TunnelError> {
-        let reached = client::resolve_peers(&file.peers)?;
+        let reached = client::resolve_peers(&file.peers, settings)?;
         let targets = dial::targets(file, &reached, settings)?;
         let in_use: Vec<IpAddr> = reached.iter().map(|it| it.current.ip()).collect();
         let mtu_bytes = match file.interface.mtu {
@@ -150,7 +150,7 @@ impl Tunnel {
         let mut endpoints = Endpoints::default();
         for peer in &file.peers {
             let Some(name) = peer.endpoint.clone().filter(|name| name.address().is_none()) else { continue };
-            if let Some(it) = reached.iter().find(|it| it.peer == peer.public_key) {
+            if let Some(it) = reached.iter().find(|it| it.peer == peer.public_key && !it.by_proxy) {
                 endpoints.watch(it.peer, name, it.known.clone(), Some(it.current));
             }
         }
