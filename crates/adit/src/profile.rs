@@ -155,7 +155,12 @@ mod tests {
         assert_eq!(only().unwrap(), first);
         fs::write(home.config_dir.join("second.conf"), "").unwrap();
         let error = only().unwrap_err().to_string();
-        assert!(error.contains("first, second") && error.contains("`adit run first -- CMD`"), "{error}");
+        assert!(
+            error.contains("first, second")
+                && error.contains("`adit run first --home ")
+                && error.contains(" -- CMD`"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -219,7 +219,7 @@ const BLOCKS: &[(&str, &str, How)] = &[
                     "sudo adit exclude --",
                     "netns_split.rs",
                     "a_command_goes_beside_the_tunnel_past_its_kill_switch_and_the_others_do_not",
-                    &["exclude", "--", "curl"],
+                    &["exclude", "--"],
                 ),
                 (
                     "adit run laptop --",
