@@ -17,6 +17,8 @@ use common::SOON;
 use common::drivers::{pair, secret, start};
 
 const BYTES: &str = "512";
+/// Long enough that a rate is no burst that queues swallow.
+const TRIAL_MS: &str = "2000";
 const SLOW_PER_SEC: f64 = 4_000.0;
 
 fn counter(host: &Host, port: usize) -> Process {
@@ -25,13 +27,28 @@ fn counter(host: &Host, port: usize) -> Process {
     counter
 }
 
-/// The highest rate of one flow.
+/// The highest rate of one flow that is kept up for `TRIAL_MS`.
 fn reached(from: &Host, to: &Host) -> f64 {
     let mut counter = counter(to, 5_200);
-    let argv = ["udp-rate", "10.0.0.2:5200", "--bytes", BYTES, "--trial-ms", "400"];
-    let found = from.agent(argv).deadline(Duration::from_secs(60)).exec().unwrap().json().unwrap();
+    let argv = ["udp-rate", "10.0.0.2:5200", "--bytes", BYTES, "--trial-ms", TRIAL_MS];
+    let found = from.agent(argv).deadline(Duration::from_secs(180)).exec().unwrap().json().unwrap();
     counter.end();
     found["packets_per_sec"].as_f64().unwrap()
+}
+
+/// What the kernel of a host says that it threw away, for whoever reads a run that failed.
+fn lost_by_the_kernel(host: &Host) -> String {
+    let mut said = String::new();
+    for device in host.ip_json(["-s", "link", "show"]).unwrap().as_array().unwrap() {
+        for way in ["rx", "tx"] {
+            let dropped = &device["stats64"][way]["dropped"];
+            if dropped.as_u64() != Some(0) {
+                said.push_str(&format!("{} {way} {dropped} ", device["ifname"]));
+            }
+        }
+    }
+    let sockets = host.exec(["cat", "/proc/net/snmp"]).unwrap().stdout;
+    said + sockets.lines().rfind(|line| line.starts_with("Udp:")).unwrap_or_default()
 }
 
 #[test]
@@ -70,6 +87,7 @@ fn nothing_is_lost_or_overtaken_at_any_number_of_lanes_while_keys_change() {
         assert!(handshake() > first, "the keys changed in between");
         println!("{lanes} lanes, {total:.0} packets/s for {secs} s: {reports:?}");
         println!("drops: {:?} {:?}", left.snapshot().drops, right.snapshot().drops);
+        println!("lost on the way: {} | {}", lost_by_the_kernel(&a), lost_by_the_kernel(&b));
         for report in &reports {
             assert!(report["sent"].as_u64().unwrap() > 100, "{report}");
             assert_eq!(
