@@ -25,15 +25,17 @@ const SHOWN: [(Work, Metric, &str); 8] = [
     (Work::RttLoad, RTT_MEAN, "delay under load, times shorter"),
 ];
 
+const BARS: [(Peer, &str); 3] = [(Peer::Aes, "aes"), (Peer::Chacha, "chacha"), (Peer::AesTcp, "tcp")];
+
 const STYLE: &str = "\
     text { font: 13px system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif; fill: #57606a; }
     .title { font-size: 16px; font-weight: 600; fill: #24292f; }
     .value { font-size: 12px; font-weight: 600; fill: #24292f; }
     .axis { stroke: #8c959f; stroke-width: 1; }
-    .aes { fill: #0969da; } .chacha { fill: #1b7c83; } .one { fill: #afb8c1; }
+    .aes { fill: #0969da; } .chacha { fill: #1b7c83; } .tcp { fill: #8250df; } .one { fill: #afb8c1; }
     @media (prefers-color-scheme: dark) {
       text { fill: #9198a1; } .title, .value { fill: #e6edf3; } .axis { stroke: #656d76; }
-      .aes { fill: #4493f8; } .chacha { fill: #39c5cf; } .one { fill: #656d76; }
+      .aes { fill: #4493f8; } .chacha { fill: #39c5cf; } .tcp { fill: #a371f7; } .one { fill: #656d76; }
     }";
 
 /// The bars of one line of the picture.
@@ -88,7 +90,7 @@ fn row(record: &Record, nic: Nic, (work, metric, label): &(Work, Metric, &'stati
         let times = if metric.is_cost() { 1.0 / ratio } else { ratio };
         times.is_finite().then_some((class, times))
     };
-    let bars: Vec<_> = [(Peer::Aes, "aes"), (Peer::Chacha, "chacha")].into_iter().filter_map(bar).collect();
+    let bars: Vec<_> = BARS.into_iter().filter_map(bar).collect();
     (!bars.is_empty()).then_some(Row { label, bars })
 }
 
@@ -99,14 +101,17 @@ fn head(record: &Record, nic: Nic) -> String {
     let version = version.trim_start_matches("wireguard-go ");
     let where_ = format!(
         "medians of {} runs against {version}; {} cores for both ends and the load, {link}",
-        record.runs(),
+        record.usual_runs().0,
         machine("cores")
     );
     let mut head = text(MARGIN, 26.0, "start", "title", "adit, times as fast as wireguard-go");
     head += &text(MARGIN, 47.0, "start", "", &where_);
-    let legend =
-        [(MARGIN, "aes", "aes-256-gcm"), (MARGIN + 130.0, "chacha", "chacha20-poly1305 (WireGuard)")];
-    for (x, class, name) in legend {
+    let legend = [
+        (MARGIN, "aes", "aes-256-gcm"),
+        (MARGIN + 130.0, "chacha", "chacha20-poly1305 (WireGuard)"),
+        (MARGIN + 370.0, "tcp", "aes-256-gcm over TCP"),
+    ];
+    for (x, class, name) in legend.into_iter().filter(|it| it.1 != "tcp" || record.has(nic, Peer::AesTcp)) {
         head += &format!(
             "  <rect class=\"{class}\" x=\"{x:.1}\" y=\"60\" width=\"11\" height=\"11\" rx=\"2\"/>\n"
         );

@@ -61,9 +61,19 @@ impl Record {
         })
     }
 
-    /// How many runs there are.
-    pub fn runs(&self) -> usize {
-        self.samples.iter().map(|sample| sample.run + 1).max().unwrap_or(0)
+    /// How many runs most works have, and the works that have other numbers of them.
+    pub fn usual_runs(&self) -> (usize, Vec<(Work, usize)>) {
+        let mut counts: BTreeMap<(Work, Nic), usize> = BTreeMap::new();
+        for sample in &self.samples {
+            let count = counts.entry((sample.work, sample.nic)).or_default();
+            *count = (*count).max(sample.run + 1);
+        }
+        let of = |runs: usize| counts.values().filter(|count| **count == runs).count();
+        let usual = counts.values().copied().max_by_key(|runs| (of(*runs), *runs)).unwrap_or(0);
+        let mut others: Vec<_> =
+            counts.iter().filter(|it| *it.1 != usual).map(|((work, _), runs)| (*work, *runs)).collect();
+        others.dedup();
+        (usual, others)
     }
 
     /// How many runs there are of one work.
@@ -209,7 +219,17 @@ mod tests {
         assert_eq!(record.ratios(Nic::Offload, "gbps", aes, go), [3.0, 3.0, 3.0]);
         record.samples.retain(|it| (it.run, it.work, it.peer) != (1, Work::TcpX1, Peer::WireguardGo));
         assert_eq!(record.ratios(Nic::Offload, "gbps", aes, go), [3.0, 3.0]);
-        assert_eq!(record.runs(), 3);
+        assert_eq!(record.usual_runs().0, 3);
+    }
+
+    #[test]
+    fn works_that_were_run_more_often_or_less_are_told_apart() {
+        let mut record = sample_record();
+        assert_eq!(record.usual_runs(), (3, Vec::new()));
+        record.samples.retain(|it| it.work != Work::Storm || it.run == 0);
+        assert_eq!(record.usual_runs(), (3, vec![(Work::Storm, 1)]));
+        record.samples.retain(|it| it.work == Work::Storm);
+        assert_eq!(record.usual_runs(), (1, Vec::new()));
     }
 
     #[test]

@@ -37,10 +37,12 @@ pub fn render(record: &Record, style: Style) -> String {
 }
 
 fn preamble(record: &Record, style: Style) -> String {
-    let runs = record.runs();
+    let (runs, others) = record.usual_runs();
+    let others: Vec<String> = others.iter().map(|(work, runs)| format!("; {runs} of {work}")).collect();
     let mut lines = vec![format!(
-        "Medians of {runs} interleaved runs (least to greatest) and, after ×, the median of the ratios to \
+        "Medians of {runs} interleaved runs{} (least to greatest) and, after ×, the median of the ratios to \
          {} in the same run. TCP for {} s each.",
+        others.concat(),
         MEASURE.name(),
         record.seconds
     )];
