@@ -61,6 +61,7 @@ impl fmt::Display for Plan {
 /// One thing a plan changes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
+#[expect(clippy::large_enum_variant, reason = "a plan has a dozen, and one or two are tables")]
 pub enum Change {
     Group(Group),
     Firewall(Firewall),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant, SystemTime};
 
-use adit_host::{MAIN_TABLE, Guard, HostEvent, RepairExtent};
+use adit_host::{Guard, HostEvent, MAIN_TABLE, RepairExtent};
 use crossbeam_channel::{Receiver, TrySendError, bounded, never};
 use serde::{Deserialize, Serialize};
 

@@ -379,7 +379,8 @@ mod tests {
             let hooks = crate::config::wgquick::Hooks::Refused;
             let file = WgQuick::parse(&crate::config::Source::new("x.conf", &text), hooks).unwrap();
             let known = vec!["198.51.100.2:4500".parse().unwrap()];
-            let reached = Reached { peer: file.peers[0].public_key, current: known[0], known, by_proxy: false };
+            let reached =
+                Reached { peer: file.peers[0].public_key, current: known[0], known, by_proxy: false };
             let nets = never_outside(&file, &[reached]);
             ["10.9.0.1", "10.1.1.1", "fd00::1", "192.0.2.53", "198.51.100.2", "203.0.113.80", "198.51.100.3"]
                 .map(|at| nets.iter().any(|net| net.contains(&at.parse::<IpAddr>().unwrap())))

@@ -255,7 +255,7 @@ mod tests {
         };
         assert!(of(Some("/var/log/adit/log")).contains("\nReadWritePaths=\"/var/log/adit\"\n"));
         assert!(!of(None).contains("/var/log"));
-        assert!(of(Some("/home/x/log")).contains("ProtectHome=read-only"));
+        assert!(of(Some("/run/user/7/log")).contains("ProtectHome=read-only"));
     }
 
     #[test]
