@@ -61,7 +61,6 @@ impl Caller {
         let mut attempts = self.attempts();
         let mut candidates = Vec::new();
         let mut unanswered = Vec::new();
-        let mut by_udp = None;
         loop {
             let first = candidates.iter().map(|it: &Candidate| it.until).min();
             if attempts.is_empty() && first.is_none() {
@@ -106,14 +105,13 @@ impl Caller {
                         let ended = |it: &mut Candidate| it.endpoint.carrier.connection() == Some(number);
                         unanswered.extend(candidates.extract_if(.., ended).map(|it| it.way));
                     }
-                    // A handshake there is proof enough; a late answer may have been luck, and a connection is better.
-                    news @ News::Established(_) => {
+                    // Also a gateway that was started anew calls, by the way it remembers.
+                    news => {
                         if let Some(at) = self.udp_came_back(&news) {
                             self.leave(candidates);
                             return Ok(at);
                         }
                     }
-                    news => by_udp = self.udp_came_back(&news).or(by_udp),
                 },
                 () = sleep_until(first.unwrap_or_else(Instant::now)), if first.is_some() => {
                     let now = Instant::now();
@@ -122,9 +120,6 @@ impl Caller {
                     self.leave(late);
                 }
             }
-        }
-        if let Some(at) = by_udp {
-            return Ok(at);
         }
         // The gateway may have been started anew, and know nothing of the session.
         for way in unanswered {
