@@ -100,8 +100,7 @@ pub fn undo_journal_of_former_boot(path: &Path) -> Result<Option<Report>, HostEr
 pub fn blocks_left(path: &Path) -> Result<bool, HostError> {
     match Journal::open_existing(path) {
         Ok(Some((_, leftover))) => {
-            let is_here = leftover.boot == namespace::boot() && leftover.namespace == namespace::current();
-            Ok(is_here && leftover.changes.iter().any(|(_, made)| made.blocks()))
+            Ok(leftover.place.is_here() && leftover.changes.iter().any(|(_, made)| made.blocks()))
         }
         Ok(None) | Err(HostError::JournalBusy { .. }) => Ok(false),
         Err(error) => Err(error),
@@ -407,7 +406,7 @@ impl Change {
 
 /// Moves what `changes` ask for again, and what is still as it was left, out of `leftover` and `changes`.
 fn take_over(leftover: &mut Leftover, changes: &mut Vec<Change>) -> Vec<Entry> {
-    if leftover.boot != namespace::boot() || leftover.namespace != namespace::current() {
+    if !leftover.place.is_here() {
         return Vec::new();
     }
     let mut entries = Vec::new();
@@ -430,17 +429,20 @@ fn take_over(leftover: &mut Leftover, changes: &mut Vec<Change>) -> Vec<Entry> {
 fn undo_leftover(journal: &mut Journal, leftover: Leftover, extent: Extent) -> Result<Report, HostError> {
     let mut report = Report { warnings: leftover.warnings, ..Report::default() };
     let here = namespace::current();
-    let same_boot = leftover.boot == namespace::boot();
+    let place = leftover.place;
     let nothing_left = leftover.changes.is_empty();
-    if !nothing_left && same_boot && leftover.namespace != here && namespace::is_alive(&leftover.namespace) {
+    let lives_elsewhere = || {
+        place.boot == namespace::boot() && place.namespace != here && namespace::is_alive(&place.namespace)
+    };
+    if !nothing_left && lives_elsewhere() {
         return Err(HostError::OtherNamespace {
             journal: journal.path().to_owned(),
-            made_in: leftover.namespace,
+            made_in: place.namespace,
             here,
         });
     }
     // What the kernel held is gone with its boot or its namespace; what stands there now is not ours.
-    let kernel_remembers = same_boot && leftover.namespace == here;
+    let kernel_remembers = place.is_here();
     let mut failures = Vec::new();
     if kernel_remembers && extent == Extent::EverythingButBlocks {
         for (_, made) in &leftover.changes {

@@ -2,7 +2,7 @@
 //! puts them back.
 //!
 //! One file per network namespace, under the lock of their directory. A hold counts while its journal exists; a file of
-//! another boot says nothing. Should it be lost, each journal still tells what was there before.
+//! another boot, or of a namespace that is gone and had the same number, says nothing. Should it be lost, each journal still tells what was there before.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
@@ -34,6 +34,9 @@ pub(crate) struct Holds {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Content {
     boot: String,
+    /// Of the namespace whose number is the name of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cookie: Option<u64>,
     holds: Vec<Hold>,
 }
 
@@ -96,6 +99,7 @@ impl Holds {
             };
         }
         self.content.boot = namespace::boot();
+        self.content.cookie = namespace::cookie();
         let new = self.path.with_extension("new");
         let write = || -> io::Result<()> {
             let mut file =
@@ -148,7 +152,7 @@ fn read(path: &Path) -> Result<Content, HostError> {
         tracing::warn!("{} cannot be read and is begun anew ({error})", path.display());
         Content::default()
     });
-    if content.boot != namespace::boot() {
+    if content.boot != namespace::boot() || !namespace::may_be_here(content.cookie) {
         return Ok(Content::default());
     }
     for hold in &mut content.holds {
@@ -190,6 +194,12 @@ mod tests {
         let text = fs::read_to_string(&file).unwrap();
         fs::write(&file, text.replace(&namespace::boot(), "an-earlier-one")).unwrap();
         assert!(others().is_empty());
+        if let Some(cookie) = namespace::cookie() {
+            let of_another = text.replace(&format!("\"cookie\":{cookie}"), "\"cookie\":7777777");
+            assert_ne!(of_another, text);
+            fs::write(&file, of_another).unwrap();
+            assert!(others().is_empty(), "the number went to another namespace");
+        }
         fs::write(&file, &text[..text.len() / 2]).unwrap();
         assert!(others().is_empty());
         fs::write(&file, &text).unwrap();

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::HostError;
 use crate::guard::Made;
-use crate::namespace;
+use crate::namespace::Place;
 
 /// Longer than the first line can be.
 const LINE_MAX: u64 = 4096;
@@ -34,8 +34,8 @@ const LOCK_PAUSE: Duration = Duration::from_millis(10);
 enum Line {
     Opened {
         version: u32,
-        boot: String,
-        namespace: String,
+        #[serde(flatten)]
+        place: Place,
     },
     Change {
         seq: u64,
@@ -51,8 +51,7 @@ enum Line {
 #[derive(Debug, Default)]
 pub(crate) struct Leftover {
     pub(crate) changes: Vec<(u64, Made)>,
-    pub(crate) boot: String,
-    pub(crate) namespace: String,
+    pub(crate) place: Place,
     pub(crate) warnings: Vec<String>,
 }
 
@@ -107,15 +106,14 @@ impl Journal {
         let mut line = String::new();
         BufReader::new(File::open(path).ok()?.take(LINE_MAX)).read_line(&mut line).ok()?;
         match serde_json::from_str(&line).ok()? {
-            Line::Opened { boot, .. } => Some(boot),
+            Line::Opened { place, .. } => Some(place.boot),
             _ => None,
         }
     }
 
     /// Empties the journal and writes where and when its changes will be made.
     pub(crate) fn begin(&mut self) -> Result<(), HostError> {
-        let opened =
-            Line::Opened { version: VERSION, boot: namespace::boot(), namespace: namespace::current() };
+        let opened = Line::Opened { version: VERSION, place: Place::here() };
         self.file.set_len(0).map_err(|error| HostError::file("write", &self.path, error))?;
         self.next_seq = 1;
         self.write(&opened, true)?;
@@ -192,10 +190,9 @@ fn parse(bytes: &[u8], path: &Path) -> Result<(Leftover, u64, usize), HostError>
     for (number, line) in bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty())
     {
         match serde_json::from_slice(line) {
-            Ok(Line::Opened { version: of_file, boot, namespace }) => {
+            Ok(Line::Opened { version: of_file, place }) => {
                 version = of_file;
-                leftover.boot = boot;
-                leftover.namespace = namespace;
+                leftover.place = place;
             }
             Ok(Line::Change { seq, made }) => {
                 next_seq = next_seq.max(seq.saturating_add(1));
@@ -302,7 +299,7 @@ mod tests {
 
         let (journal, leftover) = Journal::open_existing(&path).unwrap().unwrap();
         assert_eq!(leftover.changes, [(2, made(2))]);
-        assert_eq!(leftover.namespace, namespace::current());
+        assert_eq!(leftover.place, Place::here());
         assert!(leftover.warnings.is_empty(), "{:?}", leftover.warnings);
         journal.finish().unwrap();
         assert!(Journal::open_existing(&path).unwrap().is_none());
@@ -350,7 +347,7 @@ mod tests {
     #[test]
     fn a_journal_of_a_newer_version_is_read_as_far_as_it_is_understood() {
         let parsed = |version: u32, more: &str| {
-            let opened = Line::Opened { version, boot: "a".into(), namespace: "b".into() };
+            let opened = Line::Opened { version, place: Place::default() };
             let lines = [opened, Line::Change { seq: 1, made: made(1) }];
             let lines = lines.map(|line| serde_json::to_string(&line).unwrap());
             parse(format!("{}\n{more}", lines.join("\n")).as_bytes(), Path::new("journal"))

@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("adit", &["adit-proto", "adit-io", "adit-host", "adit-lab"]),
     ("adit-io", &["adit-proto"]),
     ("adit-proto", &[]),
-    ("adit-host", &[]),
+    ("adit-host", &["adit-io"]),
     ("adit-lab", &[]),
     ("adit-sim", &["adit-proto"]),
     ("adit-fuzz", &["adit", "adit-proto", "adit-io"]),

@@ -18,6 +18,7 @@ use adit_host::{
     Address, Block, ClientHost, Dns, Firewall, GatewayHost, Hop, HostError, Link, Listener, MAIN_TABLE, Plan,
     Route, RouteTable, Sysctl, Transport, apply, client_plan, gateway_plan, undo_journal,
 };
+use adit_io::sys::NetNamespace;
 use host::*;
 
 fn client() -> Plan {
@@ -689,6 +690,40 @@ fn a_journal_of_another_living_namespace_is_not_undone_here() {
             RESOLV_CONF,
             "files are files everywhere"
         );
+    });
+}
+
+#[test]
+fn a_namespace_that_got_the_number_of_one_that_is_gone_is_left_alone() {
+    in_namespace("a_namespace_that_got_the_number_of_one_that_is_gone_is_left_alone", || {
+        let host = Host::new();
+        let Ok(cookie) = NetNamespace::cookie_here() else {
+            println!("not tried: this kernel tells no cookie");
+            return;
+        };
+        let elsewhere = thread::spawn(|| {
+            NetNamespace::unshare().unwrap();
+            NetNamespace::cookie_here().unwrap()
+        });
+        let elsewhere = elsewhere.join().unwrap();
+        assert_ne!(elsewhere, cookie);
+
+        apply(&client(), &host.journal()).unwrap().leave();
+        let text = fs::read_to_string(host.journal()).unwrap();
+        let ours = format!("\"cookie\":{cookie}");
+        assert!(text.contains(&ours), "{text}");
+        fs::write(host.journal(), text.replace(&ours, &format!("\"cookie\":{elsewhere}"))).unwrap();
+        assert!(!adit_host::blocks_left(&host.journal()).unwrap());
+        let report = undo_journal(&host.journal()).unwrap();
+        assert_eq!(report.undone, ["dns /etc/resolv.conf"], "files are files everywhere");
+        assert_eq!(sysctl("net.ipv4.conf.all.src_valid_mark"), "1", "who lives there now has set it");
+        assert!(ip("address show adit0").contains("10.9.0.2"));
+
+        // An older adit wrote no cookie.
+        fs::write(host.journal(), text.replace(&format!(",{ours}"), "")).unwrap();
+        undo_journal(&host.journal()).unwrap();
+        assert_eq!(sysctl("net.ipv4.conf.all.src_valid_mark"), "0");
+        assert!(!ip("address show adit0").contains("10.9.0.2"));
     });
 }
 

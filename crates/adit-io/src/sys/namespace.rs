@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 
 use super::check;
@@ -18,6 +19,23 @@ impl NetNamespace {
     /// When `/proc` is not mounted.
     pub fn current() -> io::Result<Self> {
         File::open("/proc/thread-self/ns/net").map(Self)
+    }
+
+    /// What the kernel calls the namespace of the calling thread. Its number in `/proc` goes to the next namespace once
+    /// it is gone; its cookie to none, until the machine starts again.
+    ///
+    /// # Errors
+    /// Linux before 5.14, which tells none.
+    pub fn cookie_here() -> io::Result<u64> {
+        let socket = UnixDatagram::unbound()?;
+        let mut cookie = 0u64;
+        let mut len = size_of::<u64>() as libc::socklen_t;
+        // SAFETY: the pointers describe `cookie` and `len`, which outlive the call; the kernel writes no more than `len`.
+        check(unsafe {
+            let into = (&raw mut cookie).cast();
+            libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_NETNS_COOKIE, into, &mut len)
+        })?;
+        Ok(cookie)
     }
 
     /// A namespace by path, such as `/run/netns/NAME`.
