@@ -6,15 +6,18 @@ mod value;
 use std::env;
 use std::fmt;
 use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 pub(crate) use self::value::Value;
 use self::value::{Reader, Writer};
 
-/// As long as systemd's own tools wait.
-const PATIENCE: Duration = Duration::from_secs(25);
+/// For one call, and for being let in. Whoever is asked runs on this machine, and `down` waits for us.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// What we ask for is far smaller.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 const DEFAULT_SOCKET: &str = "/run/dbus/system_bus_socket";
@@ -76,14 +79,18 @@ impl fmt::Display for BusError {
 pub(crate) struct Bus {
     stream: UnixStream,
     serial: u32,
+    /// When what is under way must have its answer.
+    deadline: Instant,
 }
 
 impl Bus {
     pub(crate) fn open() -> Result<Bus, BusError> {
-        let stream = UnixStream::connect(socket_path())?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut bus = Bus { stream, serial: 0 };
+        let deadline = Instant::now() + PATIENCE;
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        // Also for a bus that lets nobody in.
+        socket.set_write_timeout(Some(PATIENCE))?;
+        socket.connect(&SockAddr::unix(socket_path())?)?;
+        let mut bus = Bus { stream: UnixStream::from(OwnedFd::from(socket)), serial: 0, deadline };
         // Who we are the bus learns from the socket.
         bus.stream.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\n")?;
         for expected in ["DATA", "OK "] {
@@ -93,7 +100,7 @@ impl Bus {
             }
         }
         bus.stream.write_all(b"BEGIN\r\n")?;
-        bus.call(DRIVER, "Hello", &[])?;
+        bus.ask(DRIVER, "Hello", &[])?;
         Ok(bus)
     }
 
@@ -110,6 +117,11 @@ impl Bus {
         method: &str,
         arguments: &[Value],
     ) -> Result<Vec<Value>, BusError> {
+        self.deadline = Instant::now() + PATIENCE;
+        self.ask(object, method, arguments)
+    }
+
+    fn ask(&mut self, object: Object, method: &str, arguments: &[Value]) -> Result<Vec<Value>, BusError> {
         self.serial += 1;
         self.stream.write_all(&call(self.serial, object, method, arguments))?;
         loop {
@@ -138,16 +150,39 @@ impl Bus {
             if line.len() > 1024 {
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            self.stream.read_exact(&mut byte)?;
+            self.fill(&mut byte)?;
             line.push(byte[0]);
         }
         Ok(String::from_utf8_lossy(&line).into_owned())
     }
 
+    /// Also who sends, but never what was asked for, does so until the deadline only.
+    fn fill(&mut self, mut into: &mut [u8]) -> io::Result<()> {
+        let late = || {
+            let text = format!("no answer on the system bus within {} s", PATIENCE.as_secs());
+            io::Error::new(io::ErrorKind::TimedOut, text)
+        };
+        while !into.is_empty() {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(late());
+            }
+            self.stream.set_read_timeout(Some(left))?;
+            match self.stream.read(into) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => into = &mut into[read..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(late()),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     fn message(&mut self) -> io::Result<Message> {
         let malformed = || io::Error::new(io::ErrorKind::InvalidData, "a malformed message on the bus");
         let mut start = [0; 16];
-        self.stream.read_exact(&mut start)?;
+        self.fill(&mut start)?;
         let word = |at: usize| u32::from_le_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
         let (body, fields) = (word(4) as usize, word(12) as usize);
         // The bus passes on each message as it was sent, and those we ask run on this machine.
@@ -156,7 +191,7 @@ impl Bus {
             return Err(malformed());
         }
         let mut rest = vec![0; fields.next_multiple_of(8) + body];
-        self.stream.read_exact(&mut rest)?;
+        self.fill(&mut rest)?;
         let whole = [&start[..], &rest].concat();
         Message::parse(&whole, body).ok_or_else(malformed)
     }

@@ -130,18 +130,22 @@ struct Facts {
 impl Facts {
     fn gather() -> Facts {
         let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap_or_default();
-        let mut bus = Bus::open().ok();
-        let mut has = |service| bus.as_mut().is_some_and(|bus| bus.has(service));
-        Facts {
+        let mut facts = Facts {
             mounted_over: mounts.lines().any(|line| line.split(' ').nth(4) == Some(RESOLV_CONF)),
             target: fs::read_link(RESOLV_CONF).ok().map(|target| Path::new("/etc").join(target)),
             content: fs::read(RESOLV_CONF)
                 .map(|it| String::from_utf8_lossy(&it).into_owned())
                 .unwrap_or_default(),
-            resolved: has(resolved::SERVICE),
-            network_manager: has(networkmanager::SERVICE),
             resolvconf: program::find("resolvconf").is_some(),
+            ..Facts::default()
+        };
+        // Nobody waits for a bus whose services are not asked.
+        let needs_bus = !facts.mounted_over && (facts.asks_resolved() || facts.asks_network_manager());
+        if needs_bus && let Ok(mut bus) = Bus::open() {
+            facts.resolved = bus.has(resolved::SERVICE);
+            facts.network_manager = bus.has(networkmanager::SERVICE);
         }
+        facts
     }
 
     fn leads_to(&self, needle: &str) -> bool {

@@ -3,6 +3,7 @@
 use std::env;
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -255,6 +256,34 @@ fn a_bus_that_fails_midway_rolls_back_what_was_done() {
         assert!(error.contains("systemd-resolved"), "{error}");
         assert_same(&before);
         assert!(!host.journal().exists());
+    });
+}
+
+#[test]
+fn a_bus_that_is_silent_costs_seconds_and_only_where_it_is_needed() {
+    in_namespace("dns::a_bus_that_is_silent_costs_seconds_and_only_where_it_is_needed", || {
+        let host = Host::new();
+        fs::create_dir_all("/run/dbus").unwrap();
+        // It is connected to, and never says a word.
+        let _silent = UnixListener::bind("/run/dbus/system_bus_socket").unwrap();
+        let before = state();
+        let started = Instant::now();
+        apply(&only_dns(), &host.journal()).unwrap().undo().unwrap();
+        assert!(started.elapsed() < Duration::from_secs(4), "nobody there is asked: {:?}", started.elapsed());
+        assert_same(&before);
+
+        fs::create_dir_all("/run/systemd/resolve").unwrap();
+        fs::write("/run/systemd/resolve/stub-resolv.conf", "nameserver 127.0.0.53\n").unwrap();
+        fs::remove_file("/etc/resolv.conf").unwrap();
+        symlink("../run/systemd/resolve/stub-resolv.conf", "/etc/resolv.conf").unwrap();
+        let before = state();
+        let started = Instant::now();
+        let guard = apply(&only_dns(), &host.journal()).unwrap();
+        assert!(resolv_conf().contains("nameserver 10.9.0.1"), "{}", resolv_conf());
+        guard.undo().unwrap();
+        let took = started.elapsed();
+        assert!(took > Duration::from_secs(4) && took < Duration::from_secs(10), "{took:?}");
+        assert_same(&before);
     });
 }
 
