@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use serde::{Deserialize, Serialize};
 
 use crate::daemon::{self, PidFile};
@@ -207,6 +207,9 @@ const SERVER_PATIENCE: Patience =
 const CLIENT_PATIENCE: Patience =
     Patience { idle: Duration::from_secs(20), request: Duration::from_secs(20), bytes_max: 64 << 20 };
 
+/// Longer than an instance may be at its hooks: what is to end waits for them.
+const DOWN_PATIENCE: Duration = Duration::from_secs(45);
+
 /// Opens the control socket of `interface`; questions arrive on the channel.
 ///
 /// # Errors
@@ -244,9 +247,15 @@ fn talk(stream: &UnixStream, questions: &Sender<Asked>) -> Result<(), crate::soc
 
 fn ask_instance(questions: &Sender<Asked>, verb: Verb) -> Answer {
     let (asked, answer) = Asked::new(verb);
+    let patience = if verb == Verb::Down { DOWN_PATIENCE } else { SERVER_PATIENCE.request };
     let busy = || Answer::Failed("it is busy and did not answer; try again".to_owned());
     match questions.try_send(asked) {
-        Ok(()) => answer.recv_timeout(SERVER_PATIENCE.request).unwrap_or_else(|_| busy()),
+        Ok(()) => match answer.recv_timeout(patience) {
+            Ok(answer) => answer,
+            // It ended meanwhile, by itself.
+            Err(RecvTimeoutError::Disconnected) if verb == Verb::Down => Answer::Stopping,
+            Err(_) => busy(),
+        },
         Err(_) => busy(),
     }
 }
@@ -274,7 +283,14 @@ pub fn request(home: &Home, interface: &str, verb: Verb) -> Result<Answer, Contr
     wait_while_it_stands_still(home, interface)?;
     send(&stream, CLIENT_PATIENCE, &encode(Question { request: verb }))
         .map_err(|error| no_answer(error.to_string()))?;
-    let line = Requests::new(&stream, b"\n", CLIENT_PATIENCE)
+    let patience = match verb {
+        Verb::Down => {
+            let longer = DOWN_PATIENCE + SERVER_PATIENCE.idle;
+            Patience { idle: longer, request: longer, ..CLIENT_PATIENCE }
+        }
+        _ => CLIENT_PATIENCE,
+    };
+    let line = Requests::new(&stream, b"\n", patience)
         .next_request()
         .map_err(|error| no_answer(error.to_string()))?
         .ok_or_else(|| no_answer("it hung up".to_owned()))?;

@@ -17,7 +17,7 @@ pub use companion::{Beside, Companion, start_companion};
 pub use descriptor::{DESCRIPTORS_MAX, receive_descriptors, send_descriptors};
 pub use link::{LinkEvent, LinkMonitor};
 pub use namespace::NetNamespace;
-pub use process::{Daemonized, Ready, daemonize, effective_user, freeze, harden, process_exists};
+pub use process::{Daemonized, Ready, daemonize, effective_user, end_group, freeze, harden, process_exists};
 pub use resource::{keep_large_blocks_apart, raise_descriptor_limit};
 pub use room::{Owner, bind_file, cover, enter_room, give_up_capabilities, uncover};
 pub use terminal::terminal_columns;

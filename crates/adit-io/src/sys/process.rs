@@ -111,6 +111,16 @@ pub fn freeze(pid: u32, still: bool) -> io::Result<()> {
     super::check(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
+/// Kills every process of the group that `leader` began.
+///
+/// # Errors
+/// There is none, or it is not ours to kill.
+pub fn end_group(leader: u32) -> io::Result<()> {
+    let leader = i32::try_from(leader).ok().filter(|&pid| pid > 1).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: kill(2) takes plain numbers; one below -1 names a single group.
+    check(unsafe { libc::kill(-leader, libc::SIGKILL) }).map(drop)
+}
+
 /// Whether a process with this id exists (it may belong to another user).
 pub fn process_exists(pid: u32) -> bool {
     let Ok(pid @ 1..) = i32::try_from(pid) else { return false };

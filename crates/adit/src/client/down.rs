@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 
-use super::interface_of;
+use super::{hook, interface_of};
 use crate::control::{self, Answer, ControlError, Verb};
 use crate::daemon::PidFile;
 use crate::home::Home;
@@ -35,6 +35,8 @@ pub fn down(home: &Home, name: Option<&str>) -> anyhow::Result<ExitCode> {
             }
             return clean_up(home, &interface);
         }
+        // It may have ended by itself while it was asked.
+        Err(ControlError::NoAnswer { .. }) if ends_soon(&pid_path) => {}
         Err(error) => return Err(error.into()),
     }
     let deadline = Instant::now() + STOP_TIMEOUT;
@@ -53,7 +55,15 @@ pub fn down(home: &Home, name: Option<&str>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-const STOP_TIMEOUT: Duration = Duration::from_secs(20);
+fn ends_soon(pid_path: &Path) -> bool {
+    (0..50).any(|_| {
+        std::thread::sleep(Duration::from_millis(20));
+        PidFile::holder(pid_path).is_none()
+    })
+}
+
+/// Hooks before and after, and between them a service of the host that keeps us waiting.
+const STOP_TIMEOUT: Duration = Duration::from_secs(20 + 2 * hook::LIMIT.as_secs());
 
 fn the_only_one(home: &Home) -> anyhow::Result<String> {
     let mut names = control::interfaces(home)?;

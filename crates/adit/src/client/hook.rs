@@ -1,25 +1,49 @@
 //! The shell commands of a wg-quick file. They run as root, so only with `--allow-hooks`.
 
-use std::process::{Command, Stdio};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
+use adit_io::sys::end_group;
 use anyhow::{Context, bail};
 
 use crate::config::wgquick::{Hook, HookTime};
 
+/// How long all hooks of one time may take: until they end, nothing else is done.
+pub const LIMIT: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(5);
+
 /// Runs the hooks of `when` in order and stops at the first that fails. `%i` stands for the interface.
 ///
 /// # Errors
-/// A hook failed.
+/// A hook failed, or did not end and was killed with what it had started.
 pub fn run(hooks: &[Hook], when: HookTime, interface: &str) -> anyhow::Result<()> {
+    run_within(LIMIT, hooks, when, interface)
+}
+
+fn run_within(limit: Duration, hooks: &[Hook], when: HookTime, interface: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + limit;
     for hook in hooks.iter().filter(|hook| hook.when == when) {
         let command = hook.command.replace("%i", interface);
         tracing::info!(hook = when.key(), "running: {command}");
-        let status = Command::new("/bin/sh")
+        let mut child = Command::new("/bin/sh")
             .args(["-c", &command])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .status()
+            .process_group(0)
+            .spawn()
             .with_context(|| format!("cannot run /bin/sh for {}", when.key()))?;
+        let ended = wait_until(deadline, &mut child);
+        let Some(status) = ended.with_context(|| format!("cannot wait for the {} hook", when.key()))? else {
+            bail!(
+                "the {} hook `{command}` did not end (all hooks of one time have {} s) and was killed; correct it, or \
+                 have it start in the background (`&`) what is to go on",
+                when.key(),
+                limit.as_secs_f32()
+            );
+        };
         if !status.success() {
             bail!(
                 "the {} hook `{command}` failed ({status}); correct it or remove it from the file",
@@ -28,6 +52,21 @@ pub fn run(hooks: &[Hook], when: HookTime, interface: &str) -> anyhow::Result<()
         }
     }
     Ok(())
+}
+
+/// `None` for one that had to be killed.
+fn wait_until(deadline: Instant, child: &mut Child) -> io::Result<Option<ExitStatus>> {
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        if Instant::now() > deadline {
+            // A group of its own: what the shell started goes with it.
+            end_group(child.id()).or_else(|_| child.kill())?;
+            return child.wait().map(|_| None);
+        }
+        thread::sleep(PAUSE);
+    }
 }
 
 #[cfg(test)]
@@ -54,5 +93,26 @@ mod tests {
         run(&hooks, HookTime::PreUp, "adit9").unwrap();
         assert_eq!(std::fs::read_to_string(&out).unwrap(), "first adit9\nearly\n");
         run(&hooks, HookTime::PreDown, "adit9").unwrap();
+    }
+
+    #[test]
+    fn a_hook_that_does_not_end_is_killed_with_what_it_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("pid");
+        let hooks = [hook(HookTime::PostUp, format!("sleep 600 & echo $! > {}; wait", file.display()))];
+        let started = Instant::now();
+        let limit = Duration::from_millis(500);
+        let error = run_within(limit, &hooks, HookTime::PostUp, "adit9").unwrap_err().to_string();
+        assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+        assert!(error.contains("PostUp hook `sleep 600 &") && error.contains("did not end"), "{error}");
+        let pid = std::fs::read_to_string(&file).unwrap();
+        let is_gone = || {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.is_err() || stat.is_ok_and(|it| it.contains(") Z "))
+        };
+        while !is_gone() {
+            assert!(started.elapsed() < Duration::from_secs(20), "process {pid} lives");
+            thread::sleep(PAUSE);
+        }
     }
 }
