@@ -113,7 +113,12 @@ fn tunnel(home: &Home, interface: Option<&str>) -> anyhow::Result<Report> {
         (Some(report), [_]) => Ok(report),
         (None, _) => bail!("no tunnel is up here; `adit up FILE.conf{}` brings one up", home.flag()),
         (Some(_), names) => {
-            bail!("several tunnels are up: {}; name one: `adit bench {}`", names.join(", "), names[0])
+            bail!(
+                "several tunnels are up: {}; name one: `adit bench {}{}`",
+                names.join(", "),
+                names[0],
+                home.flag()
+            )
         }
     }
 }

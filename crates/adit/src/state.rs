@@ -48,6 +48,9 @@ pub struct Leases {
     schema: u32,
     /// The number of the host that was given last, counted from the start of the network.
     last_host: u64,
+    /// ` --home DIR`, for what a person is told to run.
+    #[serde(skip)]
+    flag: String,
 }
 
 impl Leases {
@@ -57,11 +60,16 @@ impl Leases {
     /// The file is there and cannot be read.
     pub fn load(home: &Home) -> anyhow::Result<Self> {
         let path = path(home);
+        let flag = home.flag();
         match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
-                format!("{} is damaged; remove it, it only remembers freed addresses", path.display())
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self { schema: 1, last_host: 0 }),
+            Ok(bytes) => {
+                serde_json::from_slice(&bytes).map(|known: Self| Self { flag, ..known }).with_context(|| {
+                    format!("{} is damaged; remove it, it only remembers freed addresses", path.display())
+                })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                Ok(Self { schema: 1, last_host: 0, flag })
+            }
             Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
         }
     }
@@ -86,7 +94,8 @@ impl Leases {
         }
         let network = config.gateway.network;
         bail!(
-            "every address of {network} is leased; remove a peer with `adit peer rm NAME`, or widen `network`"
+            "every address of {network} is leased; remove a peer with `adit peer rm NAME{}`, or widen `network`",
+            self.flag
         )
     }
 
@@ -137,7 +146,7 @@ mod tests {
     }
 
     fn leases() -> Leases {
-        Leases { schema: 1, last_host: 0 }
+        Leases { schema: 1, last_host: 0, flag: String::new() }
     }
 
     #[test]
@@ -172,11 +181,15 @@ mod tests {
         let config_of = |leases: &[&str]| config("network = \"10.1.0.0/29\"", leases);
         let all = ["\"10.1.0.2\"", "\"10.1.0.3\"", "\"10.1.0.4\"", "\"10.1.0.5\"", "\"10.1.0.6\""];
         let full = config_of(&all);
-        let error = Leases { schema: 1, last_host: 6 }.next(&full, &HashSet::new()).unwrap_err();
+        let error =
+            Leases { schema: 1, last_host: 6, flag: String::new() }.next(&full, &HashSet::new()).unwrap_err();
         assert!(error.to_string().contains("every address of 10.1.0.0/29 is leased"), "{error}");
+        let flag = " --home /a".to_owned();
+        let error = Leases { schema: 1, last_host: 6, flag }.next(&full, &HashSet::new()).unwrap_err();
+        assert!(error.to_string().contains("`adit peer rm NAME --home /a`"), "{error}");
         let one_free = config_of(&all[1..]);
         assert_eq!(
-            Leases { schema: 1, last_host: 6 }.next(&one_free, &HashSet::new()).unwrap(),
+            Leases { schema: 1, last_host: 6, flag: String::new() }.next(&one_free, &HashSet::new()).unwrap(),
             [IpAddr::from([10, 1, 0, 2])]
         );
     }

@@ -181,9 +181,32 @@ fn what_cannot_be_meant_exits_2_and_changes_nothing() {
 fn hints_name_the_home_that_was_chosen() {
     let gateway = Gateway::new();
     let flag = format!("--home {}", gateway.home());
-    for line in ["peer show nobody", "up", "export", "bench"] {
+    for line in ["peer show nobody", "up", "export", "bench", "proxy", "down", "verify", "plan up"] {
         let said = gateway.bad(line, "adit ");
         assert!(said.stderr.contains(&flag), "{line}: {}", said.stderr);
+    }
+    gateway.good("peer add laptop");
+    for setting in ["name=other", "public_key=other"] {
+        let said = run(&format!("peer set laptop {setting} {flag}"));
+        assert!(said.code == 2 && said.stderr.contains(&format!("{flag}`")), "{setting}: {}", said.stderr);
+    }
+    fs::remove_file(gateway.file()).unwrap();
+    let said = gateway.bad("gateway", "there is no file");
+    assert!(said.stderr.contains(&format!("`adit init --endpoint HOST:PORT {flag}`")), "{}", said.stderr);
+}
+
+#[test]
+fn events_that_are_not_there_or_cannot_be_read_are_named_by_their_path() {
+    let gateway = Gateway::new();
+    let log = gateway.directory.path().join("state/events.log");
+    let none = gateway.good("events");
+    let path = log.display().to_string();
+    assert!(none.stderr.contains(&format!("no events yet in {path}")), "{}", none.stderr);
+    assert!(none.stderr.contains(&format!("`adit gateway --home {}`", gateway.home())), "{}", none.stderr);
+    fs::create_dir_all(&log).unwrap();
+    for line in ["events", "events --json", "events --verify"] {
+        let said = gateway.bad(line, &format!("cannot read {path}"));
+        assert_eq!(said.stderr.matches(&path).count(), 1, "{line}: {}", said.stderr);
     }
 }
 

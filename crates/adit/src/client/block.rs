@@ -139,7 +139,7 @@ pub(super) fn say_if_closed(error: anyhow::Error, home: &Home, interface: &str) 
             home.flag()
         ),
         Ok(true) => anyhow!(
-            "{error:#}. The kill switch stays: nothing leaves this host until `adit up` succeeds or `adit down {interface}{}` \
+            "{error:#}. The kill switch stays: nothing leaves this host until `adit up{0}` succeeds or `adit down {interface}{0}` \
              opens it",
             home.flag()
         ),

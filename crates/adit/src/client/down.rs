@@ -44,8 +44,9 @@ pub fn down(home: &Home, name: Option<&str>) -> anyhow::Result<ExitCode> {
         if Instant::now() > deadline {
             bail!(
                 "process {pid} of {interface} did not end in {} s; end it with `kill -9 {pid}`, \
-                 then run `adit down` again",
-                STOP_TIMEOUT.as_secs()
+                 then run `adit down {interface}{}` again",
+                STOP_TIMEOUT.as_secs(),
+                home.flag()
             );
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -257,6 +257,9 @@ impl fmt::Display for Report {
                 f.write_str("; ")?;
             }
             match &diagnostic.place {
+                // Once is enough: `there is no file /a/adit.toml`.
+                Place::File if name.contains('/') && escape(&diagnostic.complaint.reason).contains(&name) => {
+                }
                 Place::File => write!(f, "{name}: ")?,
                 Place::Outside(place) => write!(f, "{}: ", escape(place))?,
                 Place::Span(span) => {
@@ -464,6 +467,16 @@ mod tests {
         (0..150).for_each(|_| report.push(Place::File, Complaint::new("r", "f")));
         assert_eq!((report.count(), report.diagnostics().len()), (150, 100));
         assert!(report.render(false).ends_with("a: 150 errors, the first 100 are shown\n"));
+    }
+
+    #[test]
+    fn a_path_that_the_reason_has_is_not_said_twice() {
+        let of = |reason: &str| {
+            let source = Source::new("/a/adit.toml", "");
+            Report::single(&source, Place::File, Complaint::new(reason, "do this")).to_string()
+        };
+        assert_eq!(of("there is no file /a/adit.toml"), "there is no file /a/adit.toml (do this)");
+        assert_eq!(of("it has no section"), "/a/adit.toml: it has no section (do this)");
     }
 
     #[test]

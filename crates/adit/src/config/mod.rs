@@ -306,6 +306,16 @@ fn looks_like_ours(path: &Path) -> bool {
             .any(|word| text.contains(word))
 }
 
+/// ` --home DIR` for the home whose configuration this is, or nothing for the one of the system.
+fn home_flag(path: &Path) -> String {
+    match path.parent().filter(|it| it.is_absolute() && path.ends_with("adit.toml")) {
+        Some(directory) if directory != Path::new("/etc/adit") => {
+            format!(" --home {}", crate::privilege::quote_path(directory))
+        }
+        _ => String::new(),
+    }
+}
+
 /// Reads a file that may hold keys as the source of a configuration.
 ///
 /// # Errors
@@ -317,8 +327,10 @@ pub fn read_source(path: &Path) -> Result<Arc<Source>, Report> {
         Err(error) => {
             let fix = match &error {
                 ReadError::Missing(path) if path.extension().is_some_and(|extension| extension == "toml") => {
-                    "run `adit init --endpoint HOST:PORT` to make one, or name another with --home DIR"
-                        .to_owned()
+                    format!(
+                        "run `adit init --endpoint HOST:PORT{}` to make one, or name another with --home DIR",
+                        home_flag(path)
+                    )
                 }
                 // Whoever names /etc/passwd is not to close it.
                 ReadError::Exposed { path, .. } if !looks_like_ours(path) => {

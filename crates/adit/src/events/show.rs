@@ -49,13 +49,15 @@ pub fn run(home: &Home, args: &EventsArgs) -> anyhow::Result<ExitCode> {
     let mut lines = Vec::new();
     for path in [older(&path), path.clone()] {
         if let Some(file) = opened(&path)? {
-            lines.extend(reader.rest_of(file)?);
+            lines.extend(reader.rest_of(file).with_context(|| format!("cannot read {}", path.display()))?);
         }
     }
     let skip = args.last.map_or(0, |last| lines.len().saturating_sub(last));
     if lines.is_empty() && !args.follow && !args.json {
         eprintln!(
-            "no events yet; a gateway and `adit up` write them down unless `events = \"off\"` below [log]"
+            "no events yet in {}; `adit gateway{1}` and `adit up{1}` write them down unless `events = \"off\"` below [log]",
+            path.display(),
+            home.flag()
         );
     }
     for line in lines.iter().skip(skip) {

@@ -33,6 +33,8 @@ pub struct Invites {
     path: PathBuf,
     /// In the order in which they were made.
     pub list: Vec<Invite>,
+    /// ` --home DIR`, for what a person is told to run.
+    flag: String,
 }
 
 /// An invite. It holds no way to accept it: that takes the secret of its URL.
@@ -160,7 +162,7 @@ impl Invites {
                 return Err(anyhow::Error::new(error).context(fix));
             }
         };
-        let mut invites = Self { path, list };
+        let mut invites = Self { path, list, flag: home.flag() };
         invites.forget(now);
         Ok(invites)
     }
@@ -225,7 +227,8 @@ impl Invites {
                 _ if self.drop_oldest_over(now) => {}
                 _ => bail!(
                     "{network} has no room: an invite needs an address, and whoever joins another; remove a peer \
-                     with `adit peer rm NAME`, revoke an invite with `adit invite revoke NAME`, or widen `network`"
+                     with `adit peer rm NAME{0}`, revoke an invite with `adit invite revoke NAME{0}`, or widen `network`",
+                    self.flag
                 ),
             }
         }
@@ -465,7 +468,10 @@ mod tests {
             invites.list.push(Invite { address, ..an_invite(number as u8 + 2, 1) });
         }
         let error = invites.free_address(&config, 1_000).unwrap_err().to_string();
-        assert!(error.contains("no room"), "{error}");
+        assert!(
+            error.contains("no room") && error.contains(&format!("revoke NAME{}`", home.flag())),
+            "{error}"
+        );
         invites.list[1].revoked = Some(1_001);
         assert_eq!(invites.free_address(&config, 1_002).unwrap(), Ipv4Addr::new(10, 9, 0, 5));
         assert_eq!(invites.list.len(), 3);

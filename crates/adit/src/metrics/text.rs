@@ -324,6 +324,17 @@ mod tests {
         assert!(page.contains(&table()), "put this table into docs/metrics.md:\n{}", table());
     }
 
+    /// The names of our metrics in a query.
+    fn metrics_in(query: &str) -> Vec<String> {
+        let words = query.split(|it: char| !(it.is_ascii_alphanumeric() || it == '_'));
+        words.filter(|word| word.starts_with("adit_")).map(str::to_owned).collect()
+    }
+
+    /// Whether a scrape has samples of this name.
+    fn is_told(name: &str) -> bool {
+        exposition(&report()).lines().any(|line| line.split(['{', ' ']).next() == Some(name))
+    }
+
     #[test]
     fn the_dashboard_asks_only_for_what_is_told() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/grafana-dashboard.json");
@@ -331,7 +342,6 @@ mod tests {
         assert!(board["title"].is_string() && board["uid"].is_string() && board["schemaVersion"].is_u64());
         let panels = board["panels"].as_array().unwrap();
         assert!(panels.len() >= 8);
-        let samples: Vec<String> = FAMILIES.iter().map(Family::sample).collect();
         let mut ids = BTreeSet::new();
         let mut asked = BTreeSet::new();
         for panel in panels {
@@ -342,17 +352,29 @@ mod tests {
             }
             assert!(panel["gridPos"]["x"].as_u64().unwrap() + panel["gridPos"]["w"].as_u64().unwrap() <= 24);
             for target in panel["targets"].as_array().unwrap() {
-                let words = target["expr"].as_str().unwrap();
-                let words = words.split(|it: char| !(it.is_ascii_alphanumeric() || it == '_'));
-                for word in words.filter(|word| word.starts_with("adit_")) {
-                    assert!(samples.iter().any(|sample| sample == word), "{title} asks for {word}");
-                    asked.insert(word.to_owned());
+                let words = metrics_in(target["expr"].as_str().unwrap());
+                assert!(!words.is_empty(), "{title} asks for nothing of ours");
+                for word in words {
+                    assert!(is_told(&word), "{title} asks for {word}");
+                    asked.insert(word);
                 }
             }
         }
         assert!(asked.len() >= 10, "{asked:?}");
         for variable in board["templating"]["list"].as_array().unwrap() {
             assert!(variable["name"].is_string() && variable["type"].is_string());
+            for word in metrics_in(&variable["query"].to_string()) {
+                assert!(is_told(&word), "the variable {} asks for {word}", variable["name"]);
+            }
         }
+        // What is written wrong would be found.
+        for wrong in
+            ["rate(adit_peer_sent_bytes[5m])", "sum by (peer) (adit_peer_sendt_bytes_total{a=\"b\"})"]
+        {
+            let words = metrics_in(wrong);
+            assert!(words.len() == 1 && !is_told(&words[0]), "{words:?}");
+        }
+        assert_eq!(metrics_in("rate(adit_peer_sent_bytes_total[5m])"), ["adit_peer_sent_bytes_total"]);
+        assert!(is_told("adit_peer_sent_bytes_total"));
     }
 }

@@ -23,8 +23,8 @@ pub struct SetArgs {
 
 /// Keys with a verb of their own, or that are the peer itself.
 const OTHERWISE: &[(&str, &str)] = &[
-    ("name", "rename it with `adit peer rename OLD NEW`"),
-    ("public_key", "a peer with another key is another peer: `adit invite NAME` or `adit peer add NAME`"),
+    ("name", "rename it with `adit peer rename OLD NEW{}`"),
+    ("public_key", "a peer with another key is another peer: `adit invite NAME{}` or `adit peer add NAME{}`"),
 ];
 
 /// Gives a peer another name; its sessions go on.
@@ -64,7 +64,7 @@ pub fn enable(home: &Home, name: &PeerName, enabled: bool, layers: &Layers) -> a
 /// There is no such peer or key, or a value is wrong; nothing was changed then.
 pub fn set(home: &Home, args: &SetArgs, layers: &Layers) -> anyhow::Result<ExitCode> {
     let settings: Vec<(&Key, &str)> =
-        args.settings.iter().map(|text| parse(text)).collect::<Result<_, _>>()?;
+        args.settings.iter().map(|text| parse(text, &home.flag())).collect::<Result<_, _>>()?;
     change(home, &args.name, layers, |document, _| {
         settings.iter().try_for_each(|(key, text)| match text.is_empty() {
             true => document.unset_peer(&args.name, key.name),
@@ -84,7 +84,7 @@ pub fn set(home: &Home, args: &SetArgs, layers: &Layers) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn parse(text: &str) -> Result<(&'static Key, &str), Usage> {
+fn parse<'a>(text: &'a str, flag: &str) -> Result<(&'static Key, &'a str), Usage> {
     let wrong = |reason: String| Err(Usage(reason));
     let Some((name, value)) = text.split_once('=') else {
         return wrong(format!(
@@ -92,7 +92,7 @@ fn parse(text: &str) -> Result<(&'static Key, &str), Usage> {
         ));
     };
     if let Some((_, otherwise)) = OTHERWISE.iter().find(|(key, _)| *key == name) {
-        return wrong(format!("`{name}` cannot be set here: {otherwise}"));
+        return wrong(format!("`{name}` cannot be set here: {}", otherwise.replace("{}", flag)));
     }
     let keys = || KEYS.iter().filter(|key| key.section == "peer");
     match keys().find(|key| key.name == name) {
@@ -160,22 +160,22 @@ mod tests {
 
     #[test]
     fn settings_are_keys_of_peers_and_secrets_are_never_written_out() {
-        let error = |text: &str| parse(text).unwrap_err().to_string();
-        assert_eq!(parse("persistent_keepalive_secs=25").unwrap().1, "25");
-        assert_eq!(parse("endpoint=").unwrap().1, "");
+        let error = |text: &str| parse(text, "").unwrap_err().to_string();
+        assert_eq!(parse("persistent_keepalive_secs=25", "").unwrap().1, "25");
+        assert_eq!(parse("endpoint=", "").unwrap().1, "");
         assert!(error("endpiont=x").contains("did you mean `endpoint`?"));
         assert!(error("endpoint").contains("KEY=VALUE"));
         assert!(error("name=x").contains("adit peer rename"));
         let secret = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=";
         let refused = error(&format!("preshared_key={secret}"));
         assert!(refused.contains("file:PATH") && !refused.contains(secret), "{refused}");
-        assert!(parse("preshared_key=file:/x").is_ok() && parse("preshared_key=").is_ok());
+        assert!(parse("preshared_key=file:/x", "").is_ok() && parse("preshared_key=", "").is_ok());
     }
 
     #[test]
     fn values_become_toml_of_their_kind() {
         let text = |setting: &str| {
-            let (key, text) = parse(setting).unwrap();
+            let (key, text) = parse(setting, "").unwrap();
             value(key, text).to_string()
         };
         assert_eq!(text("enabled=false"), "false");

@@ -105,11 +105,12 @@ pub fn run(home: &Home, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     if !control.saw_the_tunnel || !control.saw_a_packet_outside {
         bail!(
             "the control failed, so the test says nothing: of the tunnel's own packets {} were seen on {}, of a packet \
-             sent outside on purpose {}. Does the gateway answer (`adit status`)? Does another firewall drop what \
+             sent outside on purpose {}. Does the gateway answer (`adit status{}`)? Does another firewall drop what \
              leaves?",
             some(control.saw_the_tunnel),
             names.join(", "),
-            some(control.saw_a_packet_outside)
+            some(control.saw_a_packet_outside),
+            home.flag()
         );
     }
     let mut situations = vec![look("the tunnel is up", &sniffer, &endpoints, first)];
