@@ -124,6 +124,9 @@ fn the_package_is_installed_run_and_removed_in_a_clean_root() {
     let unit = fs::read_to_string(root.path().join("lib/systemd/system/adit.service")).unwrap();
     assert!(unit.contains("Type=notify") && unit.contains("ExecStart=/usr/bin/adit "), "{unit}");
     assert!(!unit.contains(out.path().to_str().unwrap()) && !unit.contains("target/"), "{unit}");
+    let restore = root.path().join("lib/systemd/system/adit-restore-at-every-boot.service");
+    let restore = fs::read_to_string(restore).unwrap();
+    assert!(restore.contains("ExecStart=/usr/bin/adit restore\n"), "{restore}");
 
     let net = Internet::new("package", 1);
     root.succeed_on(&net.gateway, &format!("adit init --endpoint {GATEWAY}:51820"));

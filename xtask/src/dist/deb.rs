@@ -56,6 +56,8 @@ pub fn make(program: &Program, papers: &Papers, tree: &Path, out: &Path) -> Resu
         file(&format!("{}/{}", completion.place, completion.name), completion.text.as_bytes(), 0o644)?;
     }
     file("lib/systemd/system/adit.service", papers.unit("/usr/bin/adit")?.as_bytes(), 0o644)?;
+    let restore = "lib/systemd/system/adit-restore-at-every-boot.service";
+    file(restore, papers.restore_unit("/usr/bin/adit")?.as_bytes(), 0o644)?;
     let doc = "usr/share/doc/adit";
     file(&format!("{doc}/changelog.gz"), &gzip(&root().join("CHANGELOG.md"))?, 0o644)?;
     file(&format!("{doc}/README.md"), &fs::read(root().join("README.md"))?, 0o644)?;

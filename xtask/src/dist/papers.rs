@@ -15,6 +15,7 @@ pub struct Papers {
     /// For bash, zsh and fish.
     pub completions: Vec<Completion>,
     unit: String,
+    restore_unit: String,
 }
 
 /// The completions for a shell.
@@ -50,12 +51,18 @@ impl Papers {
             .into_iter()
             .collect::<Result<_>>()?;
         let unit = text_of(adit().args(["service", "install", "--print"]))?;
-        Ok(Self { man, completions, unit })
+        let restore_unit = text_of(adit().args(["service", "install", "--restore", "--print"]))?;
+        Ok(Self { man, completions, unit, restore_unit })
     }
 
     /// The unit for a program installed at `path`.
     pub fn unit(&self, path: &str) -> Result<String> {
         unit_at(&self.unit, path).context("the unit that adit prints has no ExecStart")
+    }
+
+    /// The unit that puts back at boot what a tunnel left, for a program installed at `path`.
+    pub fn restore_unit(&self, path: &str) -> Result<String> {
+        unit_at(&self.restore_unit, path).context("the unit that adit prints has no ExecStart")
     }
 }
 
