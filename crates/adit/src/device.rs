@@ -96,6 +96,6 @@ pub fn start(config: DriverConfig) -> anyhow::Result<Driver> {
 pub fn port_taken(port: u16) -> String {
     format!(
         "UDP port {port} is taken by another program (`ss -lunp sport = :{port}` shows which); \
-         stop that one, or choose another (`listen_port` below [gateway], `ListenPort` in a profile)"
+         stop that one, or choose another port (`listen_port` below [gateway], `ListenPort` in a profile)"
     )
 }

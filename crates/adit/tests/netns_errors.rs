@@ -159,7 +159,8 @@ fn without_a_tun_driver_the_gateway_a_tunnel_and_a_device_say_how_to_get_it() {
 fn a_busy_port_is_named_with_the_way_to_find_who_has_it() {
     let (net, file) = ready("errport");
     let taken = take_port(&net.gateway, 51_820);
-    let words = ["UDP port 51820 is taken", "ss -lunp sport = :51820", "choose another port"];
+    let words =
+        ["UDP port 51820 is taken", "ss -lunp sport = :51820", "choose another port", "`listen_port`"];
     let gateway = Untouched::now(&net.gateway);
     gateway.refused(&adit(&net.gateway, &["--log-file", "/dev/null", "gateway"]), &words);
     drop(taken);
