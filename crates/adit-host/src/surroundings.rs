@@ -55,8 +55,9 @@ pub fn surroundings() -> Result<Surroundings, HostError> {
     Ok(around)
 }
 
-/// The public networks that this host is in by its interfaces but `link`: what a router sends there, neighbours get.
-/// Those that are private anyway, and single addresses, are left out.
+/// The public IPv6 networks that this host is in by its interfaces but `link`: behind the firewall of a home's router
+/// they are its LAN. Those that are private anyway, and single addresses, are left out; neighbours by public IPv4
+/// addresses are on the internet, where everybody reaches them.
 pub fn neighbour_networks(link: &str) -> Result<Vec<IpNet>, HostError> {
     let mut netlink = Netlink::open()?;
     let links = link::list(&mut netlink)?;
@@ -70,6 +71,7 @@ pub fn neighbour_networks(link: &str) -> Result<Vec<IpNet>, HostError> {
     let is_neighbour = |net: &IpNet| {
         let is_multicast = net.addr().is_multicast();
         (2..net.max_prefix_len()).contains(&net.prefix_len())
+            && net.addr().is_ipv6()
             && !is_multicast
             && !private.iter().any(|known| known.contains(net))
     };

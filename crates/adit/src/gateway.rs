@@ -173,7 +173,7 @@ impl Gateway {
         let interface = config.gateway.interface.to_string();
         let journal = control::journal_path(home, &interface);
         let mut clock = WallClock::open(home);
-        clock.look();
+        clock.read();
         // What a killed gateway left is taken over by `adit_host::apply`, so that connections through it live on.
         device::refuse_existing(&interface)?;
 
@@ -201,7 +201,7 @@ impl Gateway {
         warn_of_foreign_drops(&config);
         warn_of_unknown_names(&config);
         warn_of_default_routes(&config.peers, &[]);
-        let quota = QuotaFile::load(home.state_dir.join("quota.json"), clock.look());
+        let quota = QuotaFile::load(home.state_dir.join("quota.json"), clock.read());
         let to_greet = introduce_peers(&instance, &config, &before, &quota);
         instance.driver.apply(invited.introduction(&Invited::default()));
         instance.hidden = invited.keys();

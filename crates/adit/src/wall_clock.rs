@@ -91,6 +91,13 @@ impl WallClock {
 
     /// Looks at the clocks, and writes down how late it is; the time that months are counted by.
     pub fn look(&mut self) -> u64 {
+        let settled_unix_secs = self.read();
+        self.save();
+        settled_unix_secs
+    }
+
+    /// As [`look`](Self::look), for a gateway that may not start and then has to leave nothing behind.
+    pub fn read(&mut self) -> u64 {
         let reading = self.watch.look(system().as_secs(), &boot_id(), boot_secs());
         BEHIND_SECS.store(reading.behind_secs, Relaxed);
         if reading.behind_secs > JUMP_SECS && !self.has_warned {
@@ -102,7 +109,6 @@ impl WallClock {
             );
         }
         self.has_warned = reading.behind_secs > JUMP_SECS;
-        self.save();
         reading.settled_unix_secs
     }
 

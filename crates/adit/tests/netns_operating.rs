@@ -269,16 +269,16 @@ fn a_watched_status_follows_what_happens_on_the_screen_until_ctrl_c() {
     let terminal = Terminal::open(&net.gateway, "watch", &[("PATH", &path), ("ADIT_HOME", &place)]);
     terminal.type_line("adit status --watch=1");
     let before = terminal.wait_for("laptop", PATIENCE);
-    assert!(before.contains("0 of 1 peers connected"), "{before}");
+    assert!(before.contains("0 of 1 peer connected"), "{before}");
     succeed(&net.clients[0], &["up", &file]);
     assert_eq!(net.clients[0].ping(INSIDE, 1).unwrap(), 1);
-    let during = terminal.wait_for("1 of 1 peers connected", PATIENCE);
-    assert_eq!(during.matches("peers connected").count(), 1, "drawn over, not below: {during}");
+    let during = terminal.wait_for("1 of 1 peer connected", PATIENCE);
+    assert_eq!(during.matches("peer connected").count(), 1, "drawn over, not below: {during}");
     terminal.press("C-c");
     terminal.wait_for_prompt(PATIENCE);
     let once = terminal.run("adit status; echo code $?", PATIENCE);
     assert!(
-        once.contains("1 of 1 peers connected") && once.contains("code 0"),
+        once.contains("1 of 1 peer connected") && once.contains("code 0"),
         "the terminal is as before: {once}"
     );
     stop_gateway(gateway);
