@@ -55,9 +55,9 @@ pub fn surroundings() -> Result<Surroundings, HostError> {
     Ok(around)
 }
 
-/// The public IPv6 networks that this host is in by its interfaces but `link`: behind the firewall of a home's router
-/// they are its LAN. Those that are private anyway, and single addresses, are left out; neighbours by public IPv4
-/// addresses are on the internet, where everybody reaches them.
+/// The public networks that this host is in by its interfaces but `link`: behind the firewall of a home's router they
+/// are its LAN. Those that are private anyway, and single addresses, are left out, and the IPv4 networks on the way to the
+/// internet: neighbours there are on the internet themselves, where everybody reaches them.
 pub fn neighbour_networks(link: &str) -> Result<Vec<IpNet>, HostError> {
     let mut netlink = Netlink::open()?;
     let links = link::list(&mut netlink)?;
@@ -68,15 +68,21 @@ pub fn neighbour_networks(link: &str) -> Result<Vec<IpNet>, HostError> {
     let on_link = routes.iter().filter(|it| it.table == MAIN_TABLE && it.unicast && it.gateway.is_none());
     let found = addresses.chain(on_link.map(|it| (it.destination.trunc(), it.oif)));
     let private = crate::gateway::private_networks();
+    let uplinks: Vec<Option<u32>> = routes
+        .iter()
+        .filter(|it| it.table == MAIN_TABLE && it.unicast && it.destination.prefix_len() == 0)
+        .map(|it| it.oif)
+        .collect();
+    let is_internet =
+        |net: &IpNet, by: Option<u32>| net.addr().is_ipv4() && (uplinks.is_empty() || uplinks.contains(&by));
     let is_neighbour = |net: &IpNet| {
         let is_multicast = net.addr().is_multicast();
         (2..net.max_prefix_len()).contains(&net.prefix_len())
-            && net.addr().is_ipv6()
             && !is_multicast
             && !private.iter().any(|known| known.contains(net))
     };
     let nets: Vec<IpNet> = found
-        .filter(|(net, by)| (ours.is_none() || *by != ours) && is_neighbour(net))
+        .filter(|(net, by)| (ours.is_none() || *by != ours) && is_neighbour(net) && !is_internet(net, *by))
         .map(|(net, _)| net)
         .collect();
     Ok(IpNet::aggregate(&nets))

@@ -52,10 +52,13 @@ fn peers(net: &Internet) -> Vec<String> {
 
 /// A `join` that has to fail, say why without the secret, and leave nothing behind.
 fn refused(client: &Host, url: &str, reason: &str) -> Output {
+    refused_with(1, client, url, reason)
+}
+
+/// As [`refused`], with that exit code: 2 for what cannot be an invite.
+fn refused_with(code: i32, client: &Host, url: &str, reason: &str) -> Output {
     let before = files_below(client);
     let output = adit(client, &["join", url]);
-    // What is no invite at all is a wrong call.
-    let code = if url.starts_with("adit://") { 1 } else { 2 };
     assert_eq!(output.status.code(), Some(code), "{output:?}");
     assert!(output.stderr.contains(reason), "{reason}: {}", output.stderr);
     let secret = url.split_once('#').map_or("", |(_, secret)| secret);
@@ -115,9 +118,9 @@ fn a_wrong_used_expired_or_revoked_invite_is_told_so_on_both_sides_and_leaves_no
     let gateway = start_gateway(&net.gateway);
 
     let url = invite(&net, &["laptop"]);
-    refused(late, "https://example.org/", "begins with adit://");
-    refused(late, &url[..url.len() - 3], "damaged or incomplete");
-    refused(late, url.split_once('#').unwrap().0, "the part behind # is missing");
+    refused_with(2, late, "https://example.org/", "begins with adit://");
+    refused_with(2, late, &url[..url.len() - 3], "damaged or incomplete");
+    refused_with(2, late, url.split_once('#').unwrap().0, "the part behind # is missing");
     succeed(client, &["join", &url]);
     let said = refused(late, &url, "used already");
     assert!(

@@ -90,6 +90,8 @@ fn a_connection_follows_the_client_to_another_address_and_the_session_goes_on() 
     init(&internet.gateway);
     let gateway = start_gateway(&internet.gateway);
     let file = admit(&internet.gateway, "phone", client, &[]);
+    // Else the new address would go with the old one.
+    client.set_sysctl("net.ipv4.conf.all.promote_secondaries", "1").unwrap();
     let home = common::internet::home(client).display().to_string();
     let up = [common::ADIT, "--home", &home, "up", &file, "--foreground", "--carrier", "tcp"];
     let mut tunnel = client.spawn(up).unwrap();
