@@ -103,22 +103,23 @@ fn a_connection_follows_the_client_to_another_address_and_the_session_goes_on() 
         let lines =
             |text: &str| tunnel.stderr().matches(text).count() + tunnel.stdout().matches(text).count();
         let before = lines("is reached by a connection");
+        let began = Instant::now();
         client.add_address("eth0", &format!("{new}/24")).unwrap();
         client.ip(["addr", "del", &format!("{old}/24"), "dev", "eth0"]).unwrap();
-        client.attempt(["ip", "route", "replace", "default", "via", "10.100.0.1"]).unwrap();
+        client.attempt(["ip", "route", "replace", "default", "via", "10.100.0.1", "dev", "eth0"]).unwrap();
         wait_for("the program to notice", SOON, || (lines("another network") > took.len()).then_some(()))
             .unwrap();
-        let noticed = Instant::now();
         wait_for("another connection", SOON, || (lines("is reached by a connection") > before).then_some(()))
-            .unwrap();
-        took.push(noticed.elapsed());
+            .unwrap_or_else(|error| panic!("{error}: {}", tunnel.stderr()));
+        took.push(began.elapsed());
         wait_for("the gateway to see it", SOON, || {
             peer(&internet.gateway)["endpoint"].as_str()?.starts_with(new).then_some(())
         })
         .unwrap();
     }
-    println!("connected {took:?} after the change was noticed");
-    assert!(took.iter().all(|it| *it < Duration::from_secs(1)), "{took:?}");
+    println!("connected {took:?} after the change began");
+    // The program takes some milliseconds; the rest is for a busy machine.
+    assert!(took.iter().all(|it| *it < Duration::from_secs(5)), "{took:?}");
     finish_download(download, FILE);
     tunnel.terminate();
     stop_gateway(gateway);
