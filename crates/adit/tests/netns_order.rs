@@ -48,6 +48,10 @@ fn lost_by_the_kernel(host: &Host) -> String {
         }
     }
     let sockets = host.exec(["cat", "/proc/net/snmp"]).unwrap().stdout;
+    // Of all hosts of this machine: what the processors could not queue.
+    let backlog = host.exec(["cat", "/proc/net/softnet_stat"]).unwrap().stdout;
+    let dropped = |line: &str| -> Option<u64> { u64::from_str_radix(line.split(' ').nth(1)?, 16).ok() };
+    said.push_str(&format!("backlog {} ", backlog.lines().filter_map(dropped).sum::<u64>()));
     said + sockets.lines().rfind(|line| line.starts_with("Udp:")).unwrap_or_default()
 }
 
