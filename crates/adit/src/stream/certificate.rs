@@ -79,7 +79,7 @@ impl Certificate {
         chain.first().and_then(pin_of).context("the certificate cannot be understood")
     }
 
-    /// The same, when that makes nothing: `None` also when it cannot be read, which [`Certificate::load`] tells.
+    /// The same, when that makes nothing: `None` also when it cannot be read, which loading it tells.
     pub fn pin_if_there(&self) -> Option<String> {
         match self {
             Self::SelfMade { file, .. } if !file.exists() => None,
