@@ -44,7 +44,7 @@ use crate::program;
 /// No interface can have this name, as the tables of interfaces begin otherwise.
 const LOCKDOWN_TABLE: &str = "adit-lockdown";
 
-/// The mark of packets that may leave during lockdown. Only root can set it.
+/// The mark of packets that may leave during lockdown. It takes `CAP_NET_ADMIN` to set one, or `CAP_NET_RAW` (Linux 5.17).
 pub const LOCKDOWN_MARK: u32 = 0x00ad_17ff;
 
 /// A table of our own, by what it is for.
