@@ -423,6 +423,13 @@ impl Gateway {
         }
     }
 
+    /// What is around this host has changed: the plan that the configuration in effect makes of it.
+    fn plan_anew(&mut self) -> anyhow::Result<()> {
+        let port = self.instance.driver.snapshot().listen_port;
+        self.guard.change_to(&plan(&self.config, &self.invited, port, mtu_of(&self.config)?))?;
+        Ok(())
+    }
+
     /// The host refused the new plan: the socket and the host go back to the configuration in effect.
     fn back_after(&mut self, error: anyhow::Error) -> anyhow::Error {
         self.socket_back();

@@ -88,17 +88,22 @@ fn rules_say_which_client_starts_connections_to_whom() {
     stop_gateway(gateway);
 }
 
+/// A host in another network of the gateway, which is number 1 there; it is number 9.
+fn beside(net: &Internet, addresses: impl Fn(u8) -> [String; 2]) -> Host {
+    let neighbour = net.lab.host("neighbour").unwrap();
+    let at = |host: &Host, interface: &str, number| {
+        let [ipv4, ipv6] = addresses(number);
+        End::new(host, interface).address(ipv4).address(ipv6)
+    };
+    net.lab.connect(at(&net.gateway, "eth1", 1), at(&neighbour, "eth0", 9)).unwrap();
+    neighbour
+}
+
 #[test]
 fn what_is_beside_the_gateway_is_out_of_reach_until_it_is_named() {
     let net = Internet::new("reachlan", 1);
     let client = &net.clients[0];
-    let neighbour = net.lab.host("neighbour").unwrap();
-    let at = |host: &Host, interface: &str, number: u8| {
-        End::new(host, interface)
-            .address(format!("192.168.7.{number}/24"))
-            .address(format!("fd77::{number}/64"))
-    };
-    net.lab.connect(at(&net.gateway, "eth1", 1), at(&neighbour, "eth0", 9)).unwrap();
+    let neighbour = beside(&net, |number| [format!("192.168.7.{number}/24"), format!("fd77::{number}/64")]);
     let _neighbour = listen(&neighbour, &[80]);
     let _gateway = listen(&net.gateway, &[22]);
     init(&net.gateway);
@@ -385,13 +390,8 @@ fn a_killed_gateway_leaves_no_rule_of_its_own_in_the_chains_of_others() {
 fn the_gateways_own_network_is_out_of_reach_over_public_ipv6_too() {
     let net = Internet::new("reachgua", 1);
     let client = &net.clients[0];
-    let neighbour = net.lab.host("neighbour").unwrap();
-    let at = |host: &Host, interface: &str, number: u8| {
-        End::new(host, interface)
-            .address(format!("192.0.2.{number}/26"))
-            .address(format!("2001:db8:50::{number}/64"))
-    };
-    net.lab.connect(at(&net.gateway, "eth1", 1), at(&neighbour, "eth0", 9)).unwrap();
+    let neighbour =
+        beside(&net, |number| [format!("192.0.2.{number}/26"), format!("2001:db8:50::{number}/64")]);
     for network in ["10.86.0.0/24 via 192.0.2.1", "fd86:ad17::/64 via 2001:db8:50::1"] {
         neighbour.add_route(network).unwrap();
     }

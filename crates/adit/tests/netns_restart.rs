@@ -53,17 +53,24 @@ fn tell(what: &str, mut took: Vec<f64>, at_most: f64) {
     assert!(took[0] <= at_most, "{what}: {took:?}");
 }
 
-#[test]
-fn a_gateway_that_is_killed_and_started_again_carries_traffic_within_two_seconds_over_udp() {
-    let net = Internet::new("restart", 1);
+/// A client that is up, and a gateway that has written down where it is.
+fn connected_and_remembered(net: &Internet) -> (Process, Pulse) {
     let client = &net.clients[0];
     init(&net.gateway);
     let file = admit(&net.gateway, "tun-0", client, &[]);
-    let mut gateway = start_gateway(&net.gateway);
+    let gateway = start_gateway(&net.gateway);
     succeed(client, &["up", &file]);
     let pulse = Pulse::start(client);
     let remembered = home(&net.gateway).join("state/endpoints.json");
     wait_for("the endpoint to be written down", SOON, || remembered.exists().then_some(())).unwrap();
+    (gateway, pulse)
+}
+
+#[test]
+fn a_gateway_that_is_killed_and_started_again_carries_traffic_within_two_seconds_over_udp() {
+    let net = Internet::new("restart", 1);
+    let client = &net.clients[0];
+    let (mut gateway, pulse) = connected_and_remembered(&net);
     let mut took = Vec::new();
     for _ in 0..TIMES {
         gateway.crash();
@@ -84,13 +91,7 @@ fn a_gateway_that_is_killed_and_started_again_carries_traffic_within_two_seconds
 fn a_gateway_that_was_away_for_long_is_reached_over_udp_again() {
     let net = Internet::new("away", 1);
     let client = &net.clients[0];
-    init(&net.gateway);
-    let file = admit(&net.gateway, "tun-0", client, &[]);
-    let mut gateway = start_gateway(&net.gateway);
-    succeed(client, &["up", &file]);
-    let pulse = Pulse::start(client);
-    let remembered = home(&net.gateway).join("state/endpoints.json");
-    wait_for("the endpoint to be written down", SOON, || remembered.exists().then_some(())).unwrap();
+    let (mut gateway, pulse) = connected_and_remembered(&net);
     gateway.crash();
     // Long enough for the client to look for other ways.
     thread::sleep(Duration::from_secs(9));

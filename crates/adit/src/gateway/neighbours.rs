@@ -3,7 +3,7 @@
 
 use ipnet::IpNet;
 
-use super::{Gateway, mtu_of, plan};
+use super::Gateway;
 use crate::config::Config;
 
 /// Those of now.
@@ -21,12 +21,8 @@ impl Gateway {
         if now == self.neighbours {
             return;
         }
-        let port = self.instance.driver.snapshot().listen_port;
-        let change = mtu_of(&self.config).and_then(|mtu_bytes| {
-            Ok(self.guard.change_to(&plan(&self.config, &self.invited, port, mtu_bytes))?)
-        });
-        match change {
-            Ok(_) => self.neighbours = now,
+        match self.plan_anew() {
+            Ok(()) => self.neighbours = now,
             Err(error) => tracing::error!("clients are not kept from this host's new networks: {error:#}"),
         }
     }

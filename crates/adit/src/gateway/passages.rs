@@ -2,7 +2,7 @@
 
 use adit_host::Passage;
 
-use super::{Gateway, mtu_of, plan};
+use super::Gateway;
 use crate::config::Config;
 
 impl Gateway {
@@ -15,12 +15,8 @@ impl Gateway {
         if now.iter().all(|it| self.passages.contains(it)) {
             return;
         }
-        let port = self.instance.driver.snapshot().listen_port;
-        let change = mtu_of(&self.config).and_then(|mtu_bytes| {
-            Ok(self.guard.change_to(&plan(&self.config, &self.invited, port, mtu_bytes))?)
-        });
-        match change {
-            Ok(_) => {
+        match self.plan_anew() {
+            Ok(()) => {
                 tracing::info!(
                     "another firewall drops what is forwarded since now: clients are let through it"
                 );
