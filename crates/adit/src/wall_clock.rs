@@ -72,8 +72,7 @@ pub fn now_exact() -> Duration {
 /// Takes into account what a gateway of `home` has seen; for verbs that do one thing and end.
 pub fn heed(home: &Home) {
     let watch = Watch { latest: load(&path_of(home)), ahead_since: None };
-    let expected = watch.expected(&boot_id(), boot_secs());
-    BEHIND_SECS.store(expected.unwrap_or(0).saturating_sub(system().as_secs()), Relaxed);
+    BEHIND_SECS.store(watch.behind_secs(system().as_secs(), &boot_id(), boot_secs()), Relaxed);
 }
 
 impl WallClock {
@@ -134,7 +133,15 @@ impl Watch {
         Some(seen.unix_secs.saturating_add(passed))
     }
 
+    /// By how much the system's clock is behind; one second is the rounding of the two clocks, which every reader has
+    /// to leave out, or a verb sees an end that the gateway does not see yet.
+    fn behind_secs(&self, system: u64, boot_id: &str, boot_secs: u64) -> u64 {
+        let behind = self.expected(boot_id, boot_secs).unwrap_or(0).saturating_sub(system);
+        if behind > 1 { behind } else { 0 }
+    }
+
     fn look(&mut self, system: u64, boot_id: &str, boot_secs: u64) -> Reading {
+        let behind_secs = self.behind_secs(system, boot_id, boot_secs);
         let expected = self.expected(boot_id, boot_secs).unwrap_or(system);
         let is_ahead = system > expected.saturating_add(JUMP_SECS);
         if !is_ahead {
@@ -152,10 +159,7 @@ impl Watch {
                 boot_secs,
             });
         }
-        Reading {
-            behind_secs: Some(expected.saturating_sub(system)).filter(|behind| *behind > 1).unwrap_or(0),
-            settled_unix_secs: if stands { system.max(expected) } else { expected },
-        }
+        Reading { behind_secs, settled_unix_secs: if stands { system.max(expected) } else { expected } }
     }
 }
 
@@ -229,6 +233,25 @@ mod tests {
         let reading = watch.look(31 * DAY + STANDS_SECS, "b", 100 + STANDS_SECS);
         assert_eq!(reading.settled_unix_secs, 31 * DAY + STANDS_SECS);
         assert_eq!(seen(&watch), Some(31 * DAY + STANDS_SECS));
+    }
+
+    #[test]
+    fn a_verb_and_a_gateway_say_the_same_time_whatever_the_phase_of_the_two_clocks() {
+        // Milliseconds: the gateway looked when both clocks were in this part of their second.
+        for (system, boot) in [(999, 0), (0, 999), (500, 501), (501, 500), (0, 0)] {
+            let seconds = |millis: u64| millis / 1_000;
+            let mut gateway = Watch::default();
+            gateway.look(seconds(30_000 + system), "a", seconds(10_000 + boot));
+            let written = gateway.latest.clone();
+            for passed in (0..3_000).step_by(50) {
+                let verb = Watch { latest: written.clone(), ahead_since: None };
+                let at = (seconds(30_000 + system + passed), seconds(10_000 + boot + passed));
+                assert_eq!(verb.behind_secs(at.0, "a", at.1), 0, "{system} {boot} {passed}");
+                assert_eq!(gateway.look(at.0, "a", at.1).behind_secs, 0, "{system} {boot} {passed}");
+            }
+            let late = Watch { latest: written, ahead_since: None };
+            assert_eq!(late.behind_secs(20, "a", 10), 10, "what is really behind is");
+        }
     }
 
     #[test]
