@@ -169,7 +169,7 @@ impl CookieSecret {
     }
 
     /// The MAC of: the address (4 or 16 bytes; an IPv4-mapped one as IPv4), the port (2, little-endian),
-    /// the carrier (1: 0 UDP, 1 TCP, 2 TLS). The address fixes the length, so no two sources collide.
+    /// the carrier (1: 0 UDP, 1 TCP, 2 TLS, 3 and 4 WebSockets on these). The address fixes the length, so no two sources collide.
     fn cookie(&self, from: &Endpoint) -> Cookie {
         let (v4, v6);
         let address: &[u8] = match from.remote.ip().to_canonical() {
@@ -186,6 +186,8 @@ impl CookieSecret {
             Carrier::Udp => 0,
             Carrier::Tcp(_) => 1,
             Carrier::Tls(_) => 2,
+            Carrier::Ws(_) => 3,
+            Carrier::Wss(_) => 4,
         };
         Cookie(mac(&self.bytes, &[address, &from.remote.port().to_le_bytes(), &[carrier]]))
     }

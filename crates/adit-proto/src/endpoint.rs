@@ -11,6 +11,10 @@ pub enum Carrier {
     Tcp(u64),
     /// Length-prefixed messages on a TLS connection, by connection number.
     Tls(u64),
+    /// The same in a WebSocket on TCP, by connection number.
+    Ws(u64),
+    /// The same in a WebSocket on TLS, by connection number.
+    Wss(u64),
 }
 
 impl Carrier {
@@ -20,6 +24,8 @@ impl Carrier {
             Self::Udp => "udp",
             Self::Tcp(_) => "tcp",
             Self::Tls(_) => "tls",
+            Self::Ws(_) => "ws",
+            Self::Wss(_) => "wss",
         }
     }
 
@@ -27,7 +33,7 @@ impl Carrier {
     pub const fn connection(self) -> Option<u64> {
         match self {
             Self::Udp => None,
-            Self::Tcp(connection) | Self::Tls(connection) => Some(connection),
+            Self::Tcp(number) | Self::Tls(number) | Self::Ws(number) | Self::Wss(number) => Some(number),
         }
     }
 }

@@ -30,8 +30,8 @@ pub enum Command {
     Initiate(PublicKey),
     /// Our way to a peer is another now: says so to the peer at once, from wherever we are.
     Reconnect(PublicKey),
-    /// From now on reaches a peer there: the session goes on, by a keepalive that makes the peer follow. Without one a
-    /// handshake starts at once.
+    /// From now on reaches a peer there, where it has answered: the session goes on, by a keepalive that makes the peer
+    /// follow. Without one a handshake starts at once.
     Move(PublicKey, Endpoint),
     /// From now on reaches a peer there, beginning with a handshake.
     Restart(PublicKey, Endpoint),
@@ -239,6 +239,8 @@ pub struct PeerStatus {
     pub preshared_key: PresharedKey,
     /// Where the peer is.
     pub endpoint: Option<Endpoint>,
+    /// Where it was last heard, when it has not answered at `endpoint` yet the place before; `None` before it was heard at all.
+    pub heard_at: Option<Endpoint>,
     /// Seconds between persistent keepalives; 0 is off.
     pub persistent_keepalive_secs: u16,
     /// The peer's allowed IPs in canonical order.

@@ -1,7 +1,7 @@
 //! A peer as the lanes see it: where it is, which keypair sends, what waits, what happened.
 //!
 //! - swapped by the engine, read by lanes: current and next keypair
-//! - swapped by engine and lanes, the last one counts: endpoint. What answers a packet leaves before any notice of the
+//! - swapped by engine and lanes, the last one counts: the place where the peer is, and whether it was heard there. What answers a packet leaves before any notice of the
 //!   packet's origin arrives, and sent to where the peer was, it would make the peer move back in turn
 //! - locked: the staged packets, touched only while there is no usable keypair
 //! - relaxed atomics, written by lanes: [`Activity`] and the byte counters; by the engine: whether the carrier is chosen
@@ -41,12 +41,21 @@ pub struct Path {
     pub mtu: PathMtu,
     /// What the peer may use.
     pub allowance: Allowance,
-    endpoint: ArcSwapOption<Endpoint>,
+    place: ArcSwapOption<Place>,
     carrier_chosen: AtomicBool,
     current: ArcSwapOption<Keypair>,
     next: ArcSwapOption<Keypair>,
     staged: Mutex<VecDeque<Box<[u8]>>>,
     need_keypair_noticed: AtomicBool,
+}
+
+/// Where a peer is, or may be.
+#[derive(Debug)]
+struct Place {
+    endpoint: Endpoint,
+    is_heard: AtomicBool,
+    /// Where the peer was heard before it is heard here.
+    before: Option<Endpoint>,
 }
 
 /// Levels that lanes leave for the engine's timers. Times are in milliseconds, plus one; 0 is "never".
@@ -96,7 +105,7 @@ impl Path {
             traffic: Traffic::default(),
             mtu: PathMtu::default(),
             allowance: Allowance::default(),
-            endpoint: ArcSwapOption::empty(),
+            place: ArcSwapOption::empty(),
             carrier_chosen: AtomicBool::new(false),
             current: ArcSwapOption::empty(),
             next: ArcSwapOption::empty(),
@@ -107,7 +116,12 @@ impl Path {
 
     /// Where the peer is.
     pub fn endpoint(&self) -> Option<Endpoint> {
-        self.endpoint.load().as_deref().copied()
+        self.place.load().as_ref().map(|place| place.endpoint)
+    }
+
+    /// Where the peer was last heard, by the carrier in use: where it is, unless it has not answered there yet.
+    pub fn heard_at(&self) -> Option<Endpoint> {
+        self.place.load().as_ref().and_then(|place| place.heard_at())
     }
 
     /// The keypair that sends, whether still usable or not.
@@ -157,8 +171,17 @@ impl Path {
         self.need_keypair_noticed.store(false, Relaxed);
     }
 
+    /// The peer may be there; it has not answered by this way yet.
     pub(crate) fn set_endpoint(&self, endpoint: Option<Endpoint>) {
-        self.endpoint.store(endpoint.map(Arc::new));
+        let before = self.heard_at();
+        let place = |endpoint| Place { endpoint, is_heard: AtomicBool::new(false), before };
+        self.place.store(endpoint.map(|endpoint| Arc::new(place(endpoint))));
+    }
+
+    /// The peer is there: it has answered.
+    pub(crate) fn set_heard(&self, endpoint: Endpoint) {
+        let place = Place { endpoint, is_heard: AtomicBool::new(true), before: None };
+        self.place.store(Some(Arc::new(place)));
     }
 
     /// Whether messages that come by another carrier leave the endpoint where it is.
@@ -173,26 +196,32 @@ impl Path {
     /// An authenticated packet came from `endpoint`: that is where the peer is. True when the peer moved, false
     /// when at most our own side of the way is another.
     pub(crate) fn heard_from(&self, endpoint: &Endpoint) -> bool {
-        let before = self.endpoint.load();
-        let Some(before) = before.as_deref().copied() else {
-            self.set_endpoint(Some(*endpoint));
+        let before = self.place.load();
+        let Some(before) = before.as_deref() else {
+            self.set_heard(*endpoint);
             return true;
         };
-        if before.carrier != endpoint.carrier && self.carrier_chosen.load(Relaxed) {
+        if before.endpoint.carrier != endpoint.carrier && self.carrier_chosen.load(Relaxed) {
             return false;
         }
-        if before != *endpoint {
-            self.set_endpoint(Some(*endpoint));
+        if before.endpoint != *endpoint {
+            self.set_heard(*endpoint);
+        } else if !before.is_heard.load(Relaxed) {
+            before.is_heard.store(true, Relaxed);
         }
-        before.remote != endpoint.remote || before.carrier != endpoint.carrier
+        before.endpoint.remote != endpoint.remote || before.endpoint.carrier != endpoint.carrier
     }
 
     /// Lets the host choose the source address anew, unless the peer has moved since it was at `endpoint`.
     pub fn forget_source(&self, endpoint: &Endpoint) {
-        let now = self.endpoint.load();
-        if now.as_deref() == Some(endpoint) {
-            let forgotten = Endpoint { local: None, interface: 0, ..*endpoint };
-            self.endpoint.compare_and_swap(&*now, Some(Arc::new(forgotten)));
+        let now = self.place.load();
+        if let Some(place) = now.as_deref().filter(|place| place.endpoint == *endpoint) {
+            let forgotten = Place {
+                endpoint: Endpoint { local: None, interface: 0, ..*endpoint },
+                is_heard: AtomicBool::new(place.is_heard.load(Relaxed)),
+                before: place.before,
+            };
+            self.place.compare_and_swap(&*now, Some(Arc::new(forgotten)));
         }
     }
 
@@ -225,6 +254,12 @@ impl Path {
 
     fn staged(&self) -> MutexGuard<'_, VecDeque<Box<[u8]>>> {
         self.staged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Place {
+    fn heard_at(&self) -> Option<Endpoint> {
+        if self.is_heard.load(Relaxed) { Some(self.endpoint) } else { self.before }
     }
 }
 

@@ -97,6 +97,7 @@ impl Peer {
             suite: self.path.suite,
             preshared_key: self.preshared_key.clone(),
             endpoint: self.path.endpoint(),
+            heard_at: self.path.heard_at(),
             persistent_keepalive_secs: self.persistent_keepalive_secs,
             allowed_ips: Vec::new(),
             last_handshake: self.last_handshake.map(|(_, wall)| wall),

@@ -221,7 +221,7 @@ impl Caller {
                 Some(News::Silent) => silent = true,
                 Some(News::NetworkChanged) => self.challenge(self.udp()),
                 Some(News::Address(_)) => {
-                    self.remote.apply(vec![Command::Move(self.target.peer, self.udp())]);
+                    self.remote.apply(vec![Command::Restart(self.target.peer, self.udp())]);
                 }
                 Some(_) => {}
                 None => {

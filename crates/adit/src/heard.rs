@@ -166,6 +166,7 @@ mod tests {
             suite: Suite::Aes256Gcm,
             preshared_key: PresharedKey::from_bytes([0x5a; 32]),
             endpoint: Some(Endpoint::udp(([192, 0, 2, number], 51820).into())),
+            heard_at: None,
             persistent_keepalive_secs: 0,
             allowed_ips: Vec::new(),
             last_handshake: heard.then_some(UnixTime { secs: 1_700_000_000, nanos: 0 }),

@@ -310,7 +310,7 @@ impl Instance {
                         peer: name.clone(),
                         public_key: keys::public_text(peer),
                         endpoint: endpoint.to_string(),
-                        carrier: self.driver.streams().name_of(carrier).to_owned(),
+                        carrier: carrier.name().to_owned(),
                     });
                 }
                 match (handshake_time, is_new) {
@@ -439,12 +439,13 @@ impl Instance {
 
     fn peer_report(&self, peer: &PeerStatus) -> PeerReport {
         let now = crate::wall_clock::now();
+        let place = peer.heard_at.or(peer.endpoint);
         PeerReport {
             public_key: keys::public_text(&peer.public_key),
             name: self.names.get(&peer.public_key).and_then(|(_, name)| name.clone()),
-            endpoint: peer.endpoint.map(|endpoint| endpoint.remote.to_string()),
-            carrier: peer.endpoint.map(|endpoint| self.driver.streams().name_of(endpoint.carrier).to_owned()),
-            local: peer.endpoint.and_then(|endpoint| endpoint.local).map(|local| local.to_string()),
+            endpoint: place.map(|endpoint| endpoint.remote.to_string()),
+            carrier: peer.heard_at.map(|endpoint| endpoint.carrier.name().to_owned()),
+            local: place.and_then(|endpoint| endpoint.local).map(|local| local.to_string()),
             connected_since_unix_secs: self.heard.get(&peer.public_key).copied(),
             suite: peer.suite.name().to_owned(),
             allowed_ips: peer.allowed_ips.iter().map(ToString::to_string).collect(),

@@ -74,7 +74,7 @@ pub const FAMILIES: &[Family] = &[
         Kind::Info,
         "",
         "peer, public_key, suite, carrier",
-        "A peer; `peer` is its name, or its key.",
+        "A peer; `peer` is its name, or its key, and `carrier` is empty before it has answered.",
     ),
     family("adit_peer_connected", Kind::Gauge, "", "peer", "1 when the peer has a session, else 0."),
     family(

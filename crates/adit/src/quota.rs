@@ -187,6 +187,7 @@ mod tests {
             suite: Suite::Aes256Gcm,
             preshared_key: PresharedKey::default(),
             endpoint: None,
+            heard_at: None,
             persistent_keepalive_secs: 0,
             allowed_ips: Vec::new(),
             last_handshake: None,

@@ -101,9 +101,9 @@ pub struct PeerReport {
     pub public_key: String,
     /// Its name in the configuration.
     pub name: Option<String>,
-    /// Where it is.
+    /// Where it was last heard; before that, where it is looked for.
     pub endpoint: Option<String>,
-    /// What carries its messages: `udp`, `tcp`, `tls`, `ws` or `wss`.
+    /// What carried its messages when it was last heard: `udp`, `tcp`, `tls`, `ws` or `wss`; null before it has answered.
     #[serde(default)]
     pub carrier: Option<String>,
     /// Our own address on the way there.

@@ -2,13 +2,16 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use adit_lab::{Content, Host, wait_for};
+use adit_lab::pcap::Frame;
+use adit_lab::{Capture, Content, Host, wait_for};
 use common::carried::{peer, up, wait_for_carrier};
 use common::internet::{
-    GATEWAY, INSIDE, Internet, admit, finish_download, init, start_gateway, stop_gateway, succeed,
+    GATEWAY, INSIDE, Internet, adit, admit, finish_download, home, init, kill_tunnel, start_gateway,
+    stop_gateway, succeed,
 };
 use common::{SOON, on};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -34,6 +37,19 @@ fn a_tunnel_over_any_stream_carries_a_download_byte_for_byte() {
     stop_gateway(gateway);
 }
 
+/// When the first packet of a protocol left for the gateway's port.
+fn first_to_gateway(frames: &[Frame], protocol: u8) -> Option<Duration> {
+    let address = GATEWAY.parse::<std::net::Ipv4Addr>().unwrap().octets();
+    let is_it = |frame: &&Frame| {
+        let packet = frame.bytes.get(14..).unwrap_or_default();
+        packet.len() > 24
+            && (packet[0], packet[9]) == (0x45, protocol)
+            && packet[16..20] == address
+            && packet[22..24] == 51_820u16.to_be_bytes()
+    };
+    frames.iter().find(is_it).map(|frame| frame.time)
+}
+
 #[test]
 fn a_client_finds_its_way_where_udp_is_dropped_and_comes_back_to_it() {
     let internet = Internet::new("auto", 1);
@@ -42,8 +58,19 @@ fn a_client_finds_its_way_where_udp_is_dropped_and_comes_back_to_it() {
     let gateway = start_gateway(&internet.gateway);
     let file = admit(&internet.gateway, "phone", client, &[]);
     internet.router.drop_udp().unwrap();
+    let capture = Capture::start(client, "eth0").unwrap();
+    let started = Instant::now();
     up(client, &file, &[]);
     wait_for_carrier(client, &["tcp", "tls", "wss"], SOON);
+    let took = started.elapsed();
+    assert_eq!(client.ping(INSIDE, 2).unwrap(), 2);
+    let frames = capture.stop().unwrap();
+    let [udp, tcp] = [17, 6].map(|protocol| first_to_gateway(&frames, protocol).unwrap());
+    let alone = tcp.saturating_sub(udp);
+    println!("up after {} ms; UDP had {} ms for itself", took.as_millis(), alone.as_millis());
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    // 1.5 s by the clock of the program; the packets may leave a moment later.
+    assert!(alone > Duration::from_millis(1_250), "{alone:?}");
     finish_download(internet.start_download(client, FILE, 100_000), FILE);
     let handshakes = peer(client)["last_handshake_secs_ago"].as_u64().unwrap();
 
@@ -59,7 +86,7 @@ fn a_client_finds_its_way_where_udp_is_dropped_and_comes_back_to_it() {
 }
 
 #[test]
-fn a_download_survives_that_udp_dies_below_it() {
+fn a_download_survives_that_udp_dies_below_it_and_comes_back() {
     let internet = Internet::new("midway", 1);
     let client = &internet.clients[0];
     init(&internet.gateway);
@@ -67,7 +94,7 @@ fn a_download_survives_that_udp_dies_below_it() {
     let file = admit(&internet.gateway, "phone", client, &[]);
     up(client, &file, &[]);
     wait_for_carrier(client, &["udp"], SOON);
-    let download = internet.start_download(client, FILE, 300);
+    let download = internet.start_download(client, FILE, 150);
     std::thread::sleep(Duration::from_secs(2));
     let before = peer(client)["last_handshake_secs_ago"].as_u64().unwrap();
     internet.router.drop_udp().unwrap();
@@ -76,7 +103,12 @@ fn a_download_survives_that_udp_dies_below_it() {
     let took = started.elapsed();
     println!("moved {} ms after UDP was dropped", took.as_millis());
     assert!(took < Duration::from_secs(10), "{took:?}");
+    internet.router.drop_nothing().unwrap();
+    let restored = Instant::now();
+    wait_for_carrier(client, &["udp"], Duration::from_secs(60));
+    println!("back {} ms after UDP was restored", restored.elapsed().as_millis());
     finish_download(download, FILE);
+    assert_eq!(peer(&internet.gateway)["carrier"], "udp");
     assert!(peer(client)["last_handshake_secs_ago"].as_u64().unwrap() >= before, "the session goes on");
     succeed(client, &["down"]);
     stop_gateway(gateway);
@@ -177,6 +209,96 @@ fn a_network_that_swallows_all_but_tls_is_left_for_tls_within_ten_seconds() {
     finish_download(download, FILE);
     succeed(client, &["down"]);
     stop_gateway(gateway);
+}
+
+/// Takes connections and never says anything.
+fn swallow(router: &Host, at: &str) {
+    let listener = on(router, || TcpListener::bind(at).unwrap());
+    std::thread::spawn(move || listener.incoming().map_while(Result::ok).collect::<Vec<_>>());
+}
+
+/// Every carrier that `status` of `client` shows until `is_over`.
+fn carriers_until(client: &Host, mut is_over: impl FnMut() -> bool) -> BTreeSet<Option<String>> {
+    let mut seen = BTreeSet::new();
+    let started = Instant::now();
+    while !is_over() {
+        assert!(started.elapsed() < Duration::from_secs(60), "{seen:?}");
+        let status = adit(client, &["status", "--json"]).json().unwrap_or_default();
+        if let Some(peer) = status["peers"].get(0) {
+            seen.insert(peer["carrier"].as_str().map(str::to_owned));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    seen
+}
+
+#[test]
+fn status_names_no_carrier_by_which_the_gateway_has_not_answered() {
+    let internet = Internet::new("unanswered", 1);
+    let client = &internet.clients[0];
+    init(&internet.gateway);
+    let gateway = start_gateway(&internet.gateway);
+    let file = admit(&internet.gateway, "phone", client, &[]);
+    let way = "10.100.0.1:4443";
+    swallow(&internet.router, way);
+    internet.router.drop_udp().unwrap();
+    let home = home(client).display().to_string();
+    let words = [common::ADIT, "--home", &home, "up", &file, "--foreground", "-v", "--stream-endpoint", way];
+    let mut tunnel = client.spawn(words).unwrap();
+    // A handshake was sent by TCP, and had its time to be answered.
+    let tried = || [tunnel.stderr(), tunnel.stdout()].concat().matches("does not answer by it").count();
+    let seen = carriers_until(client, || tried() > 0);
+    assert_eq!(seen, BTreeSet::from([None]));
+    let page = succeed(client, &["status"]).stdout;
+    assert!(page.contains(&format!("{GATEWAY}:51820, no answer yet")), "{page}");
+
+    internet.router.drop_nothing().unwrap();
+    wait_for_carrier(client, &["udp"], Duration::from_secs(60));
+    let page = succeed(client, &["status"]).stdout;
+    assert!(page.contains(&format!("{GATEWAY}:51820 over udp")), "{page}");
+
+    // What is tried then takes nothing away from what was heard.
+    internet.router.drop_udp().unwrap();
+    let before = tried();
+    let seen = carriers_until(client, || {
+        let _ = client.ping(INSIDE, 1);
+        tried() > before
+    });
+    assert_eq!(seen, BTreeSet::from([Some("udp".to_owned())]));
+    tunnel.terminate();
+    tunnel.wait(SOON).unwrap();
+    stop_gateway(gateway);
+}
+
+#[test]
+fn the_name_of_a_carrier_stays_true_when_its_connection_has_ended() {
+    let internet = Internet::new("ended", 1);
+    let client = &internet.clients[0];
+    init(&internet.gateway);
+    let gateway = start_gateway(&internet.gateway);
+    let file = admit(&internet.gateway, "phone", client, &[]);
+    let connected = |host: &Host| {
+        let open = host.exec(["ss", "-Htn", "state", "established"]).unwrap().stdout;
+        open.contains(":51820")
+    };
+    let ended = |host: &Host| {
+        wait_for("the connection to end", SOON, || (!connected(host)).then_some(())).unwrap();
+        std::thread::sleep(Duration::from_secs(1));
+        peer(host)["carrier"].clone()
+    };
+    up(client, &file, &["--carrier", "wss"]);
+    wait_for_carrier(client, &["wss"], SOON);
+    assert!(connected(client) && connected(&internet.gateway), "the positive control");
+    assert_eq!(peer(&internet.gateway)["carrier"], "wss");
+    kill_tunnel(client, "phone");
+    assert_eq!(ended(&internet.gateway), "wss");
+
+    succeed(client, &["down"]);
+    up(client, &file, &["--carrier", "wss"]);
+    wait_for_carrier(client, &["wss"], SOON);
+    stop_gateway(gateway);
+    assert_eq!(ended(client), "wss");
+    succeed(client, &["down"]);
 }
 
 #[test]

@@ -162,6 +162,8 @@ fn a_cookie_is_bound_to_address_port_and_carrier() {
         udp("[2001:db8::7]:4000"),
         Endpoint { carrier: Carrier::Tcp(1), ..from },
         Endpoint { carrier: Carrier::Tls(1), ..from },
+        Endpoint { carrier: Carrier::Ws(1), ..from },
+        Endpoint { carrier: Carrier::Wss(1), ..from },
     ];
     for thief in stolen_by {
         assert!(!pair.checker.verify_mac2(&message, &thief, at_secs(1)), "{thief:?}");

@@ -405,3 +405,44 @@ fn a_packet_staged_for_a_peer_that_is_being_removed_is_counted() {
     assert_eq!(pair.drops(0, DropReason::HandshakeTimeout), 1);
     assert!(matches!(pair.hosts[0].forwarding.depart(pair.clock.now, &header), Departure::Drop(_)));
 }
+
+#[test]
+fn a_way_that_is_only_tried_is_not_where_the_peer_was_heard() {
+    let mut pair = Pair::new(Suite::Aes256Gcm);
+    let udp = pair.hosts[1].endpoint;
+    let tcp = Endpoint { carrier: crate::endpoint::Carrier::Tcp(7), ..udp };
+    let peer = pair.hosts[1].engine.identity().unwrap().public;
+    let mut update = PeerUpdate::new(peer);
+    update.carrier_chosen = Some(true);
+    let command = |pair: &mut Pair, command| {
+        pair.hosts[0].engine.handle_command(pair.clock, command);
+        pair.poll(0);
+    };
+    let seen = |pair: &Pair| {
+        let status = &pair.hosts[0].engine.peers(pair.clock.now)[0];
+        (status.endpoint, status.heard_at)
+    };
+    command(&mut pair, Command::SetPeer(update));
+    assert_eq!(seen(&pair), (Some(udp), None), "it was never heard");
+    command(&mut pair, Command::Restart(peer, tcp));
+    pair.wire.clear();
+    assert_eq!(seen(&pair), (Some(tcp), None));
+    command(&mut pair, Command::Restart(peer, udp));
+    pair.drive();
+    assert_eq!(seen(&pair), (Some(udp), Some(udp)), "the positive control");
+
+    command(&mut pair, Command::Restart(peer, tcp));
+    assert_eq!(seen(&pair), (Some(tcp), Some(udp)), "nobody has answered by TCP");
+    command(&mut pair, Command::Restart(peer, Endpoint { carrier: crate::endpoint::Carrier::Wss(8), ..udp }));
+    assert_eq!(seen(&pair).1, Some(udp), "nor by the next way");
+    pair.wire.clear();
+    command(&mut pair, Command::Restart(peer, tcp));
+    pair.hosts[1].endpoint = tcp;
+    pair.clock.now = pair.clock.now.saturating_add(Duration::from_millis(100));
+    pair.drive();
+    assert_eq!(seen(&pair), (Some(tcp), Some(tcp)), "now it has");
+    pair.hosts[0].forwarding.path_of_peer(&peer).unwrap().forget_source(&tcp);
+    assert_eq!(seen(&pair).1, Some(tcp));
+    command(&mut pair, Command::Move(peer, udp));
+    assert_eq!(seen(&pair), (Some(udp), Some(udp)), "whoever says that it moved has an answer");
+}

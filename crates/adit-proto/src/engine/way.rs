@@ -11,10 +11,10 @@ use crate::packet::Ecn;
 use crate::time::{Clock, Instant};
 
 impl Engine {
-    /// What is sent from here on goes there. The peer follows the keepalive; what is under way still arrives.
+    /// What is sent from here on goes there, where the peer has answered. The peer follows the keepalive; what is under way still arrives.
     pub(super) fn move_peer(&mut self, clock: Clock, id: PeerId, endpoint: Endpoint) {
         let Some(peer) = self.peer_mut(id) else { return };
-        peer.path.set_endpoint(Some(endpoint));
+        peer.path.set_heard(endpoint);
         peer.attempts = 0;
         if peer.keypairs.current.as_ref().is_some_and(|keypair| keypair.is_usable(clock.now)) {
             self.send_keepalive(clock, id);
@@ -24,7 +24,7 @@ impl Engine {
         self.requeue(id);
     }
 
-    /// The same, for a peer that may know nothing of a session of ours.
+    /// The same, for a peer that has not answered there, or may know nothing of a session of ours.
     pub(super) fn restart_peer(&mut self, clock: Clock, id: PeerId, endpoint: Endpoint) {
         let Some(peer) = self.peer_mut(id) else { return };
         peer.path.set_endpoint(Some(endpoint));

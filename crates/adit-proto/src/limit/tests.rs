@@ -264,7 +264,7 @@ fn the_message_that_begins_the_load_is_admitted_if_its_source_is_proven() {
 #[test]
 fn a_connection_proves_its_source_but_is_limited_like_any_other() {
     let mut limiter = loaded(LimitConfig::default());
-    for carrier in [Carrier::Tcp(1), Carrier::Tls(2)] {
+    for carrier in [Carrier::Tcp(1), Carrier::Tls(2), Carrier::Ws(3), Carrier::Wss(4)] {
         let from = Endpoint { carrier, ..v4(carrier.number()) };
         let verdicts: Vec<Verdict> = (0..8)
             .map(|_| limiter.decide(&from, at_millis(1), || unreachable!("no cookie needed")))
@@ -281,7 +281,7 @@ impl Number for Carrier {
     fn number(self) -> u32 {
         match self {
             Self::Udp => 0,
-            Self::Tcp(n) | Self::Tls(n) => n as u32,
+            Self::Tcp(n) | Self::Tls(n) | Self::Ws(n) | Self::Wss(n) => n as u32,
         }
     }
 }

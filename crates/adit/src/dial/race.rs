@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use adit_proto::endpoint::{Carrier, Endpoint};
-use adit_proto::event::Command;
+use adit_proto::event::{Command, PeerUpdate};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -182,7 +182,9 @@ impl Caller {
             self.complain_of(way, "the gateway does not answer by it");
             if self.choice == CarrierChoice::Auto {
                 // Nothing is to go where nobody has answered.
-                self.remote.apply(vec![Command::Move(self.target.peer, self.udp())]);
+                let mut update = PeerUpdate::new(self.target.peer);
+                (update.update_only, update.endpoint) = (true, Some(self.udp()));
+                self.remote.apply(vec![Command::SetPeer(update)]);
             }
         }
         Ok(by_udp.unwrap_or(At::Nowhere))

@@ -34,20 +34,12 @@ pub enum StreamKind {
 }
 
 impl StreamKind {
-    /// The name for people and metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Tls => "tls",
-            Self::Ws => "ws",
-            Self::Wss => "wss",
-        }
-    }
-
     fn carrier(self, number: u64) -> Carrier {
         match self {
-            Self::Tcp | Self::Ws => Carrier::Tcp(number),
-            Self::Tls | Self::Wss => Carrier::Tls(number),
+            Self::Tcp => Carrier::Tcp(number),
+            Self::Tls => Carrier::Tls(number),
+            Self::Ws => Carrier::Ws(number),
+            Self::Wss => Carrier::Wss(number),
         }
     }
 }
@@ -75,7 +67,6 @@ pub struct Stream {
     pub(super) connection: Connection,
     pub(super) endpoint: Endpoint,
     pub(super) number: u64,
-    kind: StreamKind,
     opened_millis: u64,
     peer: Mutex<Option<PublicKey>>,
     /// When another connection of the same peer took over; 0 while it is the newest.
@@ -126,7 +117,6 @@ impl Streams {
             connection: Connection::new(new.socket, new.layer),
             endpoint,
             number,
-            kind: new.kind,
             opened_millis: now_millis(),
             peer: Mutex::new(None),
             superseded_millis: AtomicU64::new(0),
@@ -157,12 +147,6 @@ impl Streams {
 
     pub(super) fn forget(&self, number: u64) {
         self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
-    }
-
-    /// What the connection of an endpoint looks like.
-    pub fn name_of(&self, carrier: Carrier) -> &'static str {
-        let stream = carrier.connection().and_then(|number| self.get(number));
-        stream.map_or(carrier.name(), |stream| stream.kind.name())
     }
 
     /// How many there are.

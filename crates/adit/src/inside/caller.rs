@@ -2,7 +2,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use adit_proto::allowance::AllowanceStatus;
-use adit_proto::endpoint::Carrier;
 use adit_proto::forward::Forwarding;
 use adit_proto::key::PublicKey;
 use adit_proto::suite::Suite;
@@ -67,11 +66,7 @@ impl Callers {
             suite: path.suite,
             allowance: path.allowance.status(path.traffic.carried()),
             outside: endpoint.map(|it| SocketAddr::new(it.remote.ip().to_canonical(), it.remote.port())),
-            carrier: endpoint.map(|it| match it.carrier {
-                Carrier::Udp => "udp",
-                Carrier::Tcp(_) => "tcp",
-                Carrier::Tls(_) => "tls",
-            }),
+            carrier: endpoint.map(|it| it.carrier.name()),
         })
     }
 }

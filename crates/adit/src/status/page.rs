@@ -90,11 +90,11 @@ impl Page {
 
     /// A client of one gateway: all of it is about the way there.
     fn only_peer(&mut self, report: &Report, peer: &PeerReport) {
-        let carrier = peer.carrier.as_deref().unwrap_or("udp");
+        let carrier = peer.carrier.as_ref().map_or(", no answer yet".to_owned(), |it| format!(" over {it}"));
         let outside = match (&peer.endpoint, &peer.local) {
             (None, _) => "not known".to_owned(),
-            (Some(endpoint), None) => format!("{endpoint} over {carrier}"),
-            (Some(endpoint), Some(local)) => format!("{local} → {endpoint} over {carrier}"),
+            (Some(endpoint), None) => format!("{endpoint}{carrier}"),
+            (Some(endpoint), Some(local)) => format!("{local} → {endpoint}{carrier}"),
         };
         self.fact("outside", &outside);
         self.fact("inside", &list(&report.addresses, 6));
@@ -426,6 +426,9 @@ mod tests {
         report.peers[0].is_unanswered = true;
         let unanswered = page(&report, look(200));
         assert!(unanswered.contains("\n  no answer   ") && unanswered.contains("ended"), "{unanswered}");
+        (report.peers[0].carrier, report.peers[0].local) = (None, None);
+        let never = page(&report, look(200));
+        assert!(never.contains("  outside     192.0.2.9:4444, no answer yet\n"), "{never}");
     }
 
     #[test]

@@ -100,6 +100,7 @@ mod tests {
             suite,
             preshared_key: PresharedKey::default(),
             endpoint: Some(Endpoint::udp("[fe80::1%3]:9".parse().unwrap())),
+            heard_at: None,
             persistent_keepalive_secs: 25,
             allowed_ips: vec!["10.0.0.0/8".parse().unwrap(), "::/0".parse().unwrap()],
             last_handshake: Some(UnixTime { secs: 1_700_000_000, nanos: 5 }),
