@@ -192,6 +192,17 @@ fn visitors_find_a_plain_web_server_and_scanners_nothing() {
     for part in ["TLSv1.3", "ALPN protocol: http/1.1", "It works!"] {
         assert!(shown.stdout.contains(part), "{part}: {shown:?}");
     }
+    // Nobody has to have the post-quantum key exchange that our clients agree on.
+    for group in ["X25519", "P-256"] {
+        let shown = client
+            .command(["openssl", "s_client", "-connect", &place, "-groups", group, "-ign_eof"])
+            .input("GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            .attempt()
+            .unwrap();
+        let key = if group == "X25519" { "X25519" } else { "prime256v1" };
+        assert!(shown.stdout.contains("It works!"), "{group}: {shown:?}");
+        assert!(shown.stdout.lines().any(|it| it.contains("Temp Key") && it.contains(key)), "{shown:?}");
+    }
     // Whoever shows nothing is let go after the same time, whatever they send.
     for greeting in ["SSH-2.0-OpenSSH_9.6\r\n", "\0\u{1}\0\0", "\r\n\r\n", "EHLO x\r\n", "\u{16}\u{3}", "x"] {
         let started = Instant::now();

@@ -45,9 +45,18 @@ pub(super) struct Shown {
     pub(super) pin: Option<String>,
 }
 
-/// What tells the two files from others: when each was written, its length, and which it is. Any difference counts, for a
-/// file may be put there that is older than the one before.
-pub(super) type Stamps = [Option<(SystemTime, u64, u64)>; 2];
+/// What tells a file from others: when it was written, its length, and which it is. Any difference counts, for a file may
+/// be put there that is older than the one before.
+pub(super) type Stamp = Option<(SystemTime, u64, u64)>;
+
+/// Those of the chain and the key.
+pub(super) type Stamps = [Stamp; 2];
+
+/// What is there now.
+pub(super) fn stamp_of(path: &Path) -> Stamp {
+    let about = std::fs::metadata(path).ok()?;
+    Some((about.modified().ok()?, about.len(), about.ino()))
+}
 
 impl Certificate {
     /// Reads it, or makes it when it is to be made here and is not there yet.
@@ -99,14 +108,10 @@ impl Certificate {
 
     /// What it would be read from now.
     pub(super) fn stamps(&self) -> Stamps {
-        let (first, second) = match self {
-            Self::Files { chain, key } => (chain, key),
-            Self::SelfMade { file, .. } => (file, file),
-        };
-        [first, second].map(|path| {
-            let about = std::fs::metadata(path).ok()?;
-            Some((about.modified().ok()?, about.len(), about.ino()))
-        })
+        match self {
+            Self::Files { chain, key } => [stamp_of(chain), stamp_of(key)],
+            Self::SelfMade { file, .. } => [stamp_of(file); 2],
+        }
     }
 
     fn read(&self) -> anyhow::Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {

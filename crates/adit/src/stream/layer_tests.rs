@@ -3,36 +3,50 @@ use std::sync::Arc;
 
 use adit_io::carrier::stream::websocket::Side;
 use adit_io::carrier::stream::{Connection, Layer, Mark, Tls, prepare};
-use tokio_rustls::rustls::{ClientConnection, ServerConnection};
+use tokio_rustls::rustls::{ClientConfig, ClientConnection, NamedGroup, ServerConnection};
 
-use super::Certificate;
-use super::trust::client_config;
+use super::trust::{client_config, config_with};
+use super::{Certificate, provider};
 use crate::config::stream::TlsVerify;
 
 const ROOM: usize = 512 * 1024;
 
+/// What we ask of a gateway.
+fn ours() -> Arc<ClientConfig> {
+    client_config(TlsVerify::Off, None).unwrap()
+}
+
+/// A TLS handshake over loopback: both sessions, and their sockets.
+fn shake_hands(asking: Arc<ClientConfig>) -> (ClientConnection, ServerConnection, [TcpStream; 2]) {
+    let [mut near, mut far] = sockets();
+    let directory = tempfile::tempdir().unwrap();
+    let made = Certificate::SelfMade { file: directory.path().join("pem"), name: "a.example".to_owned() };
+    let shown = made.load().unwrap();
+    let mut client = ClientConnection::new(asking, "a.example".try_into().unwrap()).unwrap();
+    let mut server = ServerConnection::new(Arc::clone(&shown.config)).unwrap();
+    let shaking = std::thread::spawn(move || {
+        server.complete_io(&mut far).unwrap();
+        (server, far)
+    });
+    client.complete_io(&mut near).unwrap();
+    let (server, far) = shaking.join().unwrap();
+    (client, server, [near, far])
+}
+
+fn sockets() -> [TcpStream; 2] {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    [near, listener.accept().unwrap().0]
+}
+
 /// Two ends of a connection over loopback, with these layers.
 fn ends(tls: bool, websocket: bool) -> [Connection; 2] {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let mut far = listener.accept().unwrap().0;
-    let mut sessions = [None, None];
-    if tls {
-        let directory = tempfile::tempdir().unwrap();
-        let made = Certificate::SelfMade { file: directory.path().join("pem"), name: "a.example".to_owned() };
-        let shown = made.load().unwrap();
-        let config = client_config(TlsVerify::Off, None).unwrap();
-        let mut client = ClientConnection::new(config, "a.example".try_into().unwrap()).unwrap();
-        let mut server = ServerConnection::new(Arc::clone(&shown.config)).unwrap();
-        let shaking = std::thread::spawn(move || {
-            server.complete_io(&mut far).unwrap();
-            (server, far)
-        });
-        client.complete_io(&mut near).unwrap();
-        let (server, it) = shaking.join().unwrap();
-        far = it;
-        sessions = [Some(Tls::Client(Box::new(client))), Some(Tls::Server(Box::new(server)))];
-    }
+    let ([near, far], sessions) = if tls {
+        let (client, server, sockets) = shake_hands(ours());
+        (sockets, [Some(Tls::Client(Box::new(client))), Some(Tls::Server(Box::new(server)))])
+    } else {
+        (sockets(), [None, None])
+    };
     let sides = [Side::Client, Side::Server].map(|side| websocket.then_some(side));
     let [client, server] = sessions;
     [(near, client, sides[0]), (far, server, sides[1])].map(|(socket, tls, websocket)| {
@@ -105,5 +119,19 @@ fn where_nothing_is_taken_the_oldest_go_and_the_newest_arrive_by_every_layer() {
         let newest = numbers.iter().rev().zip((0..sent).rev()).take_while(|(a, b)| **a == *b).count();
         // Of 64 KiB no more than what is encrypted already is not of the newest.
         assert!(newest * LEN >= 24 * 1024, "{newest} of the newest, {tls} {websocket}");
+    }
+}
+
+#[test]
+fn tls_with_our_gateway_has_a_post_quantum_key_exchange_and_goes_without_for_those_who_have_none() {
+    let mut older = (*provider()).clone();
+    older.kx_groups.retain(|group| group.name() == NamedGroup::X25519);
+    for (provider, expected) in
+        [(provider(), NamedGroup::X25519MLKEM768), (Arc::new(older), NamedGroup::X25519)]
+    {
+        let asking = config_with(provider, TlsVerify::Off, None).unwrap();
+        let (client, server, _) = shake_hands(asking);
+        let groups = [client.negotiated_key_exchange_group(), server.negotiated_key_exchange_group()];
+        assert_eq!(groups.map(|group| group.unwrap().name()), [expected; 2]);
     }
 }
