@@ -235,7 +235,8 @@ impl Client {
 
         let mut targets = dial::targets(&file, &reached, &settings)?;
         let (mut plan, fwmark) = plan(interface, &file, &reached, ipv6, block, &split)?;
-        targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
+        let beside = Upstream { servers: servers_beside.clone(), fwmark };
+        targets.iter_mut().for_each(|target| target.go_beside(&beside));
         let resolver_at = split.add_to(&mut plan, interface, &file, ipv6, fwmark)?;
         let offload = settings.offload == Offload::Auto;
         forwarding::add_to(&mut plan, interface);
@@ -275,7 +276,7 @@ impl Client {
             }
             None => None,
         };
-        instance.endpoints.ask_beside(Upstream { servers: servers_beside, fwmark });
+        instance.endpoints.ask_beside(beside);
         hook::run(&file.interface.hooks, HookTime::PostUp, interface)?;
         instance.dial = dial::begin(&instance.driver, &settings, &reached, targets)?;
         instance.follow_ways();

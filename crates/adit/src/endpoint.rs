@@ -81,6 +81,20 @@ pub fn resolve(name: &HostPort, timeout: Duration) -> Result<Vec<SocketAddr>, Re
     }
 }
 
+/// The same beside a tunnel: `servers` are asked first, for the system's resolver may lead through one that is silent.
+///
+/// # Errors
+/// [`ResolveError`], after some seconds at the latest.
+pub fn resolve_beside(name: &HostPort, servers: &Upstream) -> Result<Vec<SocketAddr>, ResolveError> {
+    if let Some(address) = name.address() {
+        return Ok(vec![address]);
+    }
+    match forwarder::look_up(&name.host, servers) {
+        none if none.is_empty() => resolve(name, TIMEOUT),
+        addresses => Ok(addresses.into_iter().map(|it| (it, name.port).into()).collect()),
+    }
+}
+
 /// The first of `addresses` that this host has a route to, else the first.
 pub fn preferred(addresses: &[SocketAddr]) -> Option<SocketAddr> {
     addresses.iter().find(|address| has_route(address)).or(addresses.first()).copied()
@@ -248,11 +262,7 @@ impl Endpoints {
         let (peer, name, sender) = (*peer, named.name.clone(), self.sender.clone());
         let beside = self.beside.clone();
         let spawned = std::thread::Builder::new().name("endpoint".into()).spawn(move || {
-            let found = match forwarder::look_up(&name.host, &beside) {
-                none if none.is_empty() => resolve(&name, TIMEOUT),
-                addresses => Ok(addresses.into_iter().map(|it| (it, name.port).into()).collect()),
-            };
-            let _ = sender.send(Answer { peer, why, found });
+            let _ = sender.send(Answer { peer, why, found: resolve_beside(&name, &beside) });
         });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread to resolve a name");

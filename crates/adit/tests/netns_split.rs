@@ -9,13 +9,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use adit_lab::pcap::Frame;
 use adit_lab::{Capture, End, Host, Invocation, wait_for};
-use simple_dns::rdata::{A, RData};
-use simple_dns::{CLASS, Packet, QTYPE, ResourceRecord, TYPE};
 
 use common::internet::{
     GATEWAY, GATEWAY6, INSIDE, Internet, WEB, WEB6, adit, admit, home, init, kill_tunnel, peer_status,
     start_gateway, stop_gateway, succeed,
 };
+use common::names::serve_names_by;
 use common::picture::Picture;
 use common::{ADIT, SOON, on};
 
@@ -33,27 +32,6 @@ fn caller(client: &Host, at: &str) -> String {
 fn serve_names(host: &Host, at: &str) {
     let known = |name: &str| if name.ends_with("split.test") { OTHER } else { WEB }.to_owned();
     serve_names_by(host, at, known);
-}
-
-fn serve_names_by(host: &Host, at: &str, known: impl Fn(&str) -> String + Send + 'static) {
-    let socket = on(host, || UdpSocket::bind(at).unwrap());
-    // It ends with the test's process.
-    thread::spawn(move || {
-        let mut buffer = [0; 512];
-        while let Ok((len, asker)) = socket.recv_from(&mut buffer) {
-            let Ok(asked) = Packet::parse(&buffer[..len]) else { continue };
-            let question = asked.questions[0].clone();
-            let address = known(&question.qname.to_string());
-            let mut reply = Packet::new_reply(asked.id());
-            if question.qtype == QTYPE::TYPE(TYPE::A) {
-                let address = u32::from(address.parse::<Ipv4Addr>().unwrap());
-                let data = RData::A(A { address });
-                reply.answers.push(ResourceRecord::new(question.qname.clone(), CLASS::IN, 30, data));
-            }
-            reply.questions.push(question);
-            socket.send_to(&reply.build_bytes_vec().unwrap(), asker).unwrap();
-        }
-    });
 }
 
 fn resolve(host: &Host, name: &str) -> String {

@@ -16,10 +16,11 @@ use adit_proto::cookie::CookieJar;
 use adit_proto::suite::Suite;
 use adit_proto::time;
 use adit_proto::wire;
-use common::carried::{configure, up, wait_for_carrier};
+use common::carried::{configure, peer, up, wait_for_carrier};
 use common::internet::{
-    GATEWAY, INSIDE, Internet, adit, admit, home, init, start_gateway, status, stop_gateway, succeed,
+    GATEWAY, INSIDE, Internet, WEB, adit, admit, home, init, start_gateway, status, stop_gateway, succeed,
 };
+use common::names::serve_names_by;
 use common::proxied::resident_kib;
 use common::{ADIT, SOON, on};
 
@@ -365,6 +366,44 @@ fn behind_a_proxy_only_the_proxy_has_to_know_the_name_of_the_gateway() {
     wait_for_carrier(host, &["tls"], SOON);
     assert_eq!(host.ping(INSIDE, 3).unwrap(), 3);
     assert_eq!(asked.lock().unwrap()[0], "gateway.invalid:51820");
+    succeed(host, &["down"]);
+    stop_gateway(running);
+}
+
+/// What the host asks leads into the tunnel, which is silent until the proxy is found.
+#[test]
+fn a_proxy_that_moves_is_found_by_its_name_past_the_kill_switch() {
+    let internet = Internet::new("proxymove", 1);
+    let (host, gateway, router) = (&internet.clients[0], &internet.gateway, &internet.router);
+    // Two of the addresses of the router.
+    let [before, after] = ["203.0.113.1", "198.51.100.1"];
+    let place = Arc::new(Mutex::new(before));
+    let told = Arc::clone(&place);
+    serve_names_by(&internet.web, &format!("{WEB}:53"), move |_| (*told.lock().unwrap()).to_owned());
+    host.set_resolv_conf(&format!("nameserver {WEB}\n")).unwrap();
+    init(gateway);
+    let running = start_gateway(gateway);
+    let file = admit(gateway, "phone", host, &["--dns", INSIDE]);
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace(&format!("{GATEWAY}:51820"), "gateway.invalid:51820")).unwrap();
+    start_knowing_proxy(router);
+    up(host, &file, &["--via", "http://proxy.test:3128"]);
+    wait_for_carrier(host, &["tls"], SOON);
+    let answers = || host.ping(INSIDE, 1).is_ok_and(|it| it == 1);
+    assert!(answers());
+    assert!(peer(host)["endpoint"].as_str().unwrap().starts_with(before));
+
+    let gone = format!(
+        "table inet gone {{\n chain input {{\n  type filter hook input priority 0;\n  ip daddr {before} drop\n }}\n}}\n"
+    );
+    let gone = router.write("gone.nft", gone).unwrap().display().to_string();
+    router.exec(["nft", "-f", &gone]).unwrap();
+    assert!(!answers(), "it is gone from where it was");
+    *place.lock().unwrap() = after;
+    let since = Instant::now();
+    wait_for("the proxy to be found", Duration::from_secs(90), || answers().then_some(())).unwrap();
+    println!("found again after {} ms", since.elapsed().as_millis());
+    assert!(peer(host)["endpoint"].as_str().unwrap().starts_with(after), "{}", status(host));
     succeed(host, &["down"]);
     stop_gateway(running);
 }

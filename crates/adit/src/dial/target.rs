@@ -10,7 +10,8 @@ use crate::config::wgquick::WgQuick;
 use crate::config::{CarrierChoice, ClientSettings};
 use crate::driver::Driver;
 use crate::endpoint::{self, HostPort, ResolveError};
-use crate::stream::{Link, usual_path};
+use crate::forwarder::Upstream;
+use crate::stream::{Link, Proxy, usual_path};
 
 /// A gateway, and how to reach it.
 #[derive(Clone, Debug)]
@@ -28,6 +29,14 @@ pub struct Target {
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Target {
+    /// The mark of what goes to the gateway, and whom to ask for names beside the tunnel.
+    pub(crate) fn go_beside(&mut self, servers: &Upstream) {
+        self.link.fwmark = servers.fwmark;
+        if let Some(proxy) = &mut self.link.via {
+            proxy.beside.clone_from(servers);
+        }
+    }
+
     /// The gateway takes datagrams at another address now; connections follow when they go to the same host.
     pub(super) fn move_to(&mut self, address: SocketAddr) {
         self.udp = address;
@@ -75,7 +84,7 @@ pub(crate) fn targets(
                 name,
                 address,
                 fwmark: 0,
-                via: via.clone().map(|via| (via, it.known.clone())),
+                via: via.clone().map(|via| Proxy::new(via, it.known.clone())),
                 sni: settings.sni.clone(),
                 verify: settings.tls_verify,
                 pin: settings.tls_pin.clone(),
@@ -163,7 +172,7 @@ mod tests {
         for (settings, told) in [(via, "vpn.invalid:51820"), (&elsewhere, "web.invalid:443")] {
             let target = targets_of(settings, "vpn.invalid:51820").remove(0);
             assert_eq!(target.link.name.to_string(), told);
-            assert_eq!(target.link.via.unwrap().1, ["127.0.0.1:3128".parse().unwrap()]);
+            assert_eq!(target.link.via.unwrap().known(), ["127.0.0.1:3128".parse().unwrap()]);
             assert_eq!(target.link.address.port(), 3128, "the other end of the connection");
         }
     }

@@ -21,6 +21,7 @@ use crate::daemon::{self, Signal};
 use crate::device;
 use crate::dial;
 use crate::driver::DriverConfig;
+use crate::forwarder::Upstream;
 use crate::instance::{Instance, Wake};
 use crate::privilege;
 use crate::status::Role;
@@ -53,7 +54,7 @@ fn carry(beside: Beside, options: &RunOptions) -> anyhow::Result<()> {
     let reached = resolve_peers(&file.peers, &settings)?;
     let mut targets = dial::targets(&file, &reached, &settings)?;
     let fwmark = fwmark_of(&file);
-    targets.iter_mut().for_each(|target| target.link.fwmark = fwmark);
+    targets.iter_mut().for_each(|target| target.go_beside(&Upstream { servers: Vec::new(), fwmark }));
     let in_use: Vec<IpAddr> = reached.iter().map(|it| it.current.ip()).collect();
     let mtu_bytes = match file.interface.mtu {
         Mtu::Bytes(bytes) => bytes.into(),

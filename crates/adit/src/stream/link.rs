@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use adit_io::carrier::stream::websocket::Side;
@@ -12,6 +12,7 @@ use base64::prelude::BASE64_STANDARD;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::ServerName;
@@ -21,7 +22,8 @@ use super::http::{Head, accept_of};
 use super::trust::client_config;
 use crate::config::stream::{TlsVerify, Via};
 use crate::driver::{NewStream, StreamKind};
-use crate::endpoint::HostPort;
+use crate::endpoint::{HostPort, resolve_beside};
+use crate::forwarder::Upstream;
 
 /// What a connection looks like from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +57,7 @@ pub struct Link {
     /// The firewall mark of outgoing packets; 0 is none.
     pub fwmark: u32,
     /// A proxy on the way.
-    pub via: Option<(Via, Vec<SocketAddr>)>,
+    pub via: Option<Proxy>,
     /// The name that TLS asks for, when it is another.
     pub sni: Option<String>,
     /// How the server shows that it is ours.
@@ -64,6 +66,51 @@ pub struct Link {
     pub pin: Option<String>,
     /// Where the WebSocket is.
     pub path: String,
+}
+
+/// A proxy on the way, and where it is.
+#[derive(Clone, Debug)]
+pub struct Proxy {
+    /// The proxy, by name.
+    pub via: Via,
+    /// Whom to ask for its addresses, beside the tunnel.
+    pub beside: Upstream,
+    /// Its addresses; asked for again when none of them can be connected to.
+    known: Arc<Mutex<Vec<SocketAddr>>>,
+}
+
+impl Proxy {
+    /// A proxy with the addresses `known`.
+    pub fn new(via: Via, known: Vec<SocketAddr>) -> Self {
+        Self { via, beside: Upstream::default(), known: Arc::new(Mutex::new(known)) }
+    }
+
+    /// Its addresses.
+    pub fn known(&self) -> Vec<SocketAddr> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Asks for its addresses; those that are new.
+    async fn ask_again(&self) -> Vec<SocketAddr> {
+        let (sender, answer) = oneshot::channel();
+        let (name, beside) = (self.via.proxy.clone(), self.beside.clone());
+        // A question cannot be cancelled: its thread is left behind when nobody waits any more.
+        let asking = std::thread::Builder::new()
+            .name("proxy".into())
+            .spawn(move || drop(sender.send(resolve_beside(&name, &beside))));
+        let found = match answer.await {
+            Ok(Ok(found)) if asking.is_ok() => found,
+            Ok(Err(error)) => {
+                tracing::debug!("{error}");
+                return Vec::new();
+            }
+            _ => return Vec::new(),
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let new = found.iter().filter(|it| !known.contains(it)).copied().collect();
+        *known = found;
+        new
+    }
 }
 
 /// Why there is no connection.
@@ -110,7 +157,7 @@ pub async fn connect(link: &Link, way: Way) -> Result<NewStream, LinkError> {
         None => {
             open(link.address, link.fwmark).await.map_err(|error| LinkError::Connect(link.address, error))?
         }
-        Some((via, addresses)) => through_proxy(link, via, addresses).await?,
+        Some(proxy) => through_proxy(link, proxy).await?,
     };
     let (stream, mut layer) = match way {
         Way::Tcp => (stream, Layer::default()),
@@ -128,7 +175,8 @@ pub async fn connect(link: &Link, way: Way) -> Result<NewStream, LinkError> {
     let lost = |error| LinkError::Connect(link.address, error);
     let socket = stream.into_std().map_err(lost)?;
     prepare(&socket).map_err(lost)?;
-    Ok(NewStream { socket, layer, kind, remote: link.address, received: Vec::new(), place: None })
+    let remote = socket.peer_addr().map_err(lost)?;
+    Ok(NewStream { socket, layer, kind, remote, received: Vec::new(), place: None })
 }
 
 async fn open(address: SocketAddr, fwmark: u32) -> io::Result<TcpStream> {
@@ -140,23 +188,32 @@ async fn open(address: SocketAddr, fwmark: u32) -> io::Result<TcpStream> {
     timeout(STEP, socket.connect(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-async fn through_proxy(link: &Link, via: &Via, addresses: &[SocketAddr]) -> Result<TcpStream, LinkError> {
+async fn open_any(addresses: &[SocketAddr], fwmark: u32) -> io::Result<TcpStream> {
     let mut failed = io::Error::new(io::ErrorKind::AddrNotAvailable, "its name has no address");
-    let failure = |what: String| LinkError::Proxy(via.proxy.clone(), what);
     for address in addresses {
-        match open(*address, link.fwmark).await {
-            Ok(mut stream) => {
-                let asked = timeout(STEP, ask_proxy(&mut stream, link, via)).await;
-                return match asked {
-                    Ok(Ok(())) => Ok(stream),
-                    Ok(Err(error)) => Err(failure(error.to_string())),
-                    Err(_) => Err(failure("no answer".to_owned())),
-                };
-            }
+        match open(*address, fwmark).await {
+            Ok(stream) => return Ok(stream),
             Err(error) => failed = error,
         }
     }
-    Err(failure(failed.to_string()))
+    Err(failed)
+}
+
+async fn through_proxy(link: &Link, proxy: &Proxy) -> Result<TcpStream, LinkError> {
+    let failure = |what: String| LinkError::Proxy(proxy.via.proxy.clone(), what);
+    let mut opened = open_any(&proxy.known(), link.fwmark).await;
+    if opened.is_err() {
+        let new = proxy.ask_again().await;
+        if !new.is_empty() {
+            opened = open_any(&new, link.fwmark).await;
+        }
+    }
+    let mut stream = opened.map_err(|error| failure(error.to_string()))?;
+    match timeout(STEP, ask_proxy(&mut stream, link, &proxy.via)).await {
+        Ok(Ok(())) => Ok(stream),
+        Ok(Err(error)) => Err(failure(error.to_string())),
+        Err(_) => Err(failure("no answer".to_owned())),
+    }
 }
 
 async fn ask_proxy(stream: &mut TcpStream, link: &Link, via: &Via) -> io::Result<()> {

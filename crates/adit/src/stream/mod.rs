@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 
 pub use self::certificate::{Certificate, pin_of};
 pub use self::door::{Door, DoorPlan};
-pub use self::link::{Link, LinkError, Way, connect};
+pub use self::link::{Link, LinkError, Proxy, Way, connect};
 pub use self::lobby::Place;
 pub use self::recognition::{GivenPin, Recognition};
 

@@ -9,6 +9,7 @@ pub mod dhcp;
 pub mod drivers;
 pub mod internet;
 pub mod leak;
+pub mod names;
 pub mod node;
 pub mod peer;
 pub mod picture;
