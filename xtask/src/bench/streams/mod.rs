@@ -28,6 +28,7 @@ cargo xtask bench-streams [OPTIONS]
   --seconds N           seconds of each measurement (3)
   --speed               only the clean link
   --loss                only the slow one: 50 ms of round trip, and 0, 1, 5 and 10 % of loss
+  --lost PERCENT,...    these shares in place of those
   --wireguard-go PATH   this wireguard-go in place of the installed one";
 
 /// One way of a round trip of 50 ms.
@@ -39,6 +40,7 @@ struct Options {
     seconds: u32,
     speed: bool,
     loss: bool,
+    lost_per_10000: Vec<u32>,
     wireguard_go: Option<PathBuf>,
 }
 
@@ -61,7 +63,9 @@ pub fn run(args: &[&str]) -> Option<Result<bool>> {
 }
 
 fn parse(args: &[&str]) -> Option<Options> {
-    let mut options = Options { runs: 3, seconds: 3, speed: true, loss: true, wireguard_go: None };
+    let lost_per_10000 = LOST_PER_10000.to_vec();
+    let mut options =
+        Options { runs: 3, seconds: 3, speed: true, loss: true, lost_per_10000, wireguard_go: None };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
         match *arg {
@@ -69,6 +73,13 @@ fn parse(args: &[&str]) -> Option<Options> {
             "--seconds" => options.seconds = args.next()?.parse().ok().filter(|it| (1..=60).contains(it))?,
             "--speed" => options.loss = false,
             "--loss" => options.speed = false,
+            "--lost" => {
+                let share = |text: &str| {
+                    let percent = text.parse::<f64>().ok().filter(|it| (0.0..=50.0).contains(it))?;
+                    Some((percent * 100.0) as u32)
+                };
+                options.lost_per_10000 = args.next()?.split(',').map(share).collect::<Option<_>>()?;
+            }
             "--wireguard-go" => options.wireguard_go = Some(args.next()?.into()),
             _ => return None,
         }
@@ -143,11 +154,11 @@ fn speed(options: &Options, programs: &Programs) -> Result<bool> {
 
 /// Goodput, and echoes beside it, where a part of all packets is lost.
 fn loss(options: &Options, programs: &Programs) -> Result<bool> {
-    let kinds = [Kind::Tcp, Kind::Tls, Kind::Openvpn];
+    let kinds = [Kind::Tcp, Kind::Tls, Kind::Openvpn, Kind::Bare];
     let mut table = show::Loss::new(&kinds, DELAY_MILLIS * 2);
     let mut complete = true;
     for run in 0..options.runs {
-        for lost in LOST_PER_10000 {
+        for &lost in &options.lost_per_10000 {
             for kind in kinds {
                 interruption::end_if_interrupted();
                 // What the kernels remember of a way that was better is not to matter: each gets a world of its own.

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::LOST_PER_10000;
 use super::world::Kind;
 use crate::bench::record::percentile;
 
@@ -98,7 +97,8 @@ impl fmt::Display for Loss {
         writeln!(f, "\n| round trip {} ms, packets lost | what | {} |", self.rtt_millis, names.join(" | "))?;
         writeln!(f, "|---:|---|{}", "---:|".repeat(names.len()))?;
         let rows = ["goodput, Mb/s", "ping p99 idle, ms", "ping p99 beside the flow, ms"];
-        for lost in LOST_PER_10000 {
+        let shares: std::collections::BTreeSet<u32> = self.cells.keys().map(|(_, lost)| *lost).collect();
+        for lost in shares {
             for (at, what) in rows.into_iter().enumerate() {
                 write!(f, "| {} % | {what} |", f64::from(lost) / 100.0)?;
                 for kind in &self.kinds {

@@ -24,6 +24,8 @@ pub enum Kind {
     Tls,
     Openvpn,
     WireguardGo,
+    /// No tunnel.
+    Bare,
 }
 
 impl Kind {
@@ -33,6 +35,7 @@ impl Kind {
             Self::Tls => "adit, TLS",
             Self::Openvpn => "OpenVPN, TCP",
             Self::WireguardGo => "wireguard-go",
+            Self::Bare => "no tunnel",
         }
     }
 }
@@ -43,7 +46,7 @@ pub struct World {
     gateway: Host,
     /// The gateway inside.
     address: String,
-    ends: [Process; 2],
+    ends: Vec<Process>,
     _slow: Option<Process>,
     _lab: Lab,
 }
@@ -73,10 +76,14 @@ impl World {
             Kind::Tcp | Kind::Tls => {
                 let carrier = if kind == Kind::Tcp { "tcp" } else { "tls" };
                 let endpoint = format!("{GATEWAY}:{OUTSIDE_PORT}");
-                (product::INSIDE.to_owned(), product::start(&programs.adit, hosts, &endpoint, carrier)?)
+                let ends = product::start(&programs.adit, hosts, &endpoint, carrier)?;
+                (product::INSIDE.to_owned(), ends.into())
             }
-            Kind::Openvpn => openvpn(hosts)?,
-            Kind::WireguardGo => wireguard_go(programs, hosts)?,
+            Kind::Openvpn => openvpn(hosts).map(|(address, ends)| (address, ends.into()))?,
+            Kind::WireguardGo => {
+                wireguard_go(programs, hosts).map(|(address, ends)| (address, ends.into()))?
+            }
+            Kind::Bare => (GATEWAY.to_owned(), Vec::new()),
         };
         let world = Self { client, gateway, address, ends, _slow: slow, _lab: lab };
         wait_for(format!("an answer through {}", kind.name()), 2 * SOON, || {
