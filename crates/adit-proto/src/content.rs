@@ -6,9 +6,14 @@
 const SUPERPACKET: u8 = 0xf1;
 const CHALLENGE: u8 = 0xf2;
 const ANSWER: u8 = 0xf3;
+const ASIDE: u8 = 0xf4;
 
 /// What precedes a superpacket: its kind, a zero byte, the size of a segment (little-endian).
 pub const SUPERPACKET_HEADER_LEN: usize = 4;
+/// What precedes a packet that goes aside: its kind, three zero bytes.
+pub const ASIDE_HEADER_LEN: usize = 4;
+/// The whole of what precedes it.
+pub const ASIDE_HEADER: [u8; ASIDE_HEADER_LEN] = [ASIDE, 0, 0, 0];
 /// A kind, seven zero bytes, eight bytes that the challenger chose.
 pub const PROBE_LEN: usize = 16;
 /// A smaller segment would let few bytes become many packets at the receiver.
@@ -26,6 +31,8 @@ pub enum Content {
     Challenge([u8; 8]),
     /// The way of a challenge of ours works.
     Answer([u8; 8]),
+    /// An inside packet follows, or nothing; the peer stays where it is.
+    Aside,
 }
 
 impl Content {
@@ -41,6 +48,7 @@ impl Content {
                 let segment_size = u16::from_le_bytes([*low, *high]);
                 (segment_size >= SEGMENT_MIN).then_some(Self::Superpacket { segment_size })
             }
+            [ASIDE, 0, 0, 0, ..] => Some(Self::Aside),
             [kind @ (CHALLENGE | ANSWER), 0, 0, 0, 0, 0, 0, 0, rest @ ..] => {
                 let chosen: [u8; 8] = rest.try_into().ok()?;
                 Some(if *kind == CHALLENGE { Self::Challenge(chosen) } else { Self::Answer(chosen) })
@@ -84,6 +92,9 @@ mod tests {
             assert_eq!(Content::parse(&message), Some(Content::Superpacket { segment_size }));
             assert!(Content::is_one(&message));
         }
+        for packet in [&[][..], &[0x45, 0, 0, 20]] {
+            assert_eq!(Content::parse(&[&ASIDE_HEADER, packet].concat()), Some(Content::Aside));
+        }
         let chosen = *b"chosen!!";
         assert_eq!(Content::parse(&Content::challenge(chosen)), Some(Content::Challenge(chosen)));
         assert_eq!(Content::parse(&Content::answer(chosen)), Some(Content::Answer(chosen)));
@@ -101,7 +112,9 @@ mod tests {
         assert_eq!(Content::parse(&[good.as_slice(), &[0]].concat()), None, "a byte too many");
         assert_eq!(Content::parse(&Content::superpacket_header(SEGMENT_MIN - 1)), None);
         assert_eq!(Content::parse(&[0xf1, 1, 0, 5]), None);
-        assert_eq!(Content::parse(&[0xf4, 0, 0, 0]), None);
+        assert_eq!(Content::parse(&[0xf4, 0, 0]), None);
+        assert_eq!(Content::parse(&[0xf4, 0, 1, 0]), None);
+        assert_eq!(Content::parse(&[0xf5, 0, 0, 0]), None);
         for packet in [&[0x45_u8, 0][..], &[0x60, 0], &[]] {
             assert!(!Content::is_one(packet) && Content::parse(packet).is_none());
         }

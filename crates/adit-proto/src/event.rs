@@ -37,6 +37,9 @@ pub enum Command {
     Restart(PublicKey, Endpoint),
     /// Asks a peer with a session to answer at an endpoint that is not its own. Neither side moves for that.
     Challenge(PublicKey, Endpoint, [u8; 8]),
+    /// Tells a peer with a session that the connection of this endpoint, which is not its own, may be used beside its own
+    /// for what should not wait, and asks it to answer there.
+    Accompany(PublicKey, Endpoint, [u8; 8]),
 }
 
 /// What to change of a peer; `None` leaves a value as it is.

@@ -20,7 +20,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::allowance::Direction;
 use crate::allowed_ips::Routes;
-use crate::content::{Content, SUPERPACKET_HEADER_LEN};
+use crate::content::{ASIDE_HEADER_LEN, Content, SUPERPACKET_HEADER_LEN};
 use crate::cookie::{CookieSecret, Mac1Keys};
 use crate::endpoint::{Carrier, Endpoint};
 use crate::event::{HandshakeDatagram, Notice};
@@ -37,7 +37,7 @@ use crate::time::Instant;
 use crate::unfinished::{self, Place};
 use crate::wire::{Message, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TransportHeader};
 
-pub use crate::inbound::{Arrived, Checksum, Inbound};
+pub use crate::inbound::{Arrived, Checksum, FromStream, Inbound};
 pub use crate::padding::Padding;
 
 const DEFAULT_MTU_BYTES: usize = 1420;
@@ -73,6 +73,8 @@ impl RouteTable {
 enum Opened<'m> {
     /// An inside packet, with its padding; or, without a header, what may be a superpacket.
     Packet(&'m mut [u8], Option<InsideHeader>, Checksum),
+    /// An inside packet, with its padding, that came beside the others; or nothing.
+    Aside(&'m mut [u8]),
     /// Nothing for the inside.
     Nothing,
 }
@@ -254,7 +256,7 @@ impl Forwarding {
         from: &Endpoint,
         message: &mut [u8],
         notices: &mut Vec<Notice>,
-    ) -> (Option<Arc<Path>>, Option<Arrived>) {
+    ) -> FromStream {
         let opened = match Message::parse(message) {
             Ok((suite, Message::Transport(header))) => {
                 self.open_transport(now, from, suite, &header, message, notices)
@@ -263,7 +265,7 @@ impl Forwarding {
                 if let Err(reason) = self.arrive_handshake(now, from, suite, &handshake, message, notices) {
                     self.drops.count(reason);
                 }
-                return (None, None);
+                return FromStream::default();
             }
             Err(reason) => Err(reason),
         };
@@ -271,11 +273,19 @@ impl Forwarding {
             Ok((keypair, opened)) => (Arc::clone(&keypair.path), opened),
             Err(reason) => {
                 self.drops.count(reason);
-                return (None, None);
+                return FromStream::default();
             }
         };
+        let is_aside = matches!(opened, Opened::Aside(_));
         let arrived = match opened {
             Opened::Nothing => None,
+            Opened::Aside(packet) => {
+                let admitted = self.admit_aside(now, &path, packet, notices);
+                admitted.unwrap_or_else(|reason| {
+                    self.drops.count(reason);
+                    None
+                })
+            }
             Opened::Packet(opened, inside, checksum) => {
                 if checksum == Checksum::Unfinished {
                     let len = inside.map_or(0, |inside| inside.total_len);
@@ -285,7 +295,7 @@ impl Forwarding {
                 admitted.map_err(|reason| self.drops.count(reason)).ok()
             }
         };
-        (Some(path), arrived)
+        FromStream { owner: Some(path), is_aside, arrived }
     }
 
     /// Whether a message is reason enough to keep a connection that somebody has opened: a handshake message that shows
@@ -350,7 +360,11 @@ impl Forwarding {
         notices: &mut Vec<Notice>,
     ) -> Result<Option<Inbound>, DropReason> {
         let (keypair, opened) = self.open_transport(now, from, suite, header, datagram, notices)?;
-        let Opened::Packet(packet, inside, checksum) = opened else { return Ok(None) };
+        let (packet, inside, checksum) = match opened {
+            Opened::Packet(packet, inside, checksum) => (packet, inside, checksum),
+            Opened::Aside(_) => return Err(DropReason::MalformedInside),
+            Opened::Nothing => return Ok(None),
+        };
         let inside = inside.ok_or(DropReason::MalformedInside)?;
         let inside = self.admit_inside(now, &keypair.path, inside, packet, notices)?;
         ecn_decapsulate(ecn, packet)?;
@@ -391,10 +405,18 @@ impl Forwarding {
                     notices.push(Notice::WayAnswered(Arc::clone(path), *from, chosen));
                     return Ok((keypair, Opened::Nothing));
                 }
-                Some(Content::Superpacket { .. }) | None => {}
+                // Over datagrams there is nothing to wait behind.
+                Some(Content::Aside) if from.carrier != Carrier::Udp => {
+                    self.used(now, &keypair, notices);
+                    return Ok((keypair, Opened::Aside(packet)));
+                }
+                Some(Content::Superpacket { .. } | Content::Aside) | None => {}
             }
         }
-        self.authenticated(now, from, &keypair, notices);
+        if path.heard_from(from) {
+            notices.push(Notice::Roamed(Arc::clone(path), *from));
+        }
+        self.used(now, &keypair, notices);
         if packet.is_empty() {
             path.activity.packet_received(now);
             return Ok((keypair, Opened::Nothing));
@@ -467,6 +489,27 @@ impl Forwarding {
         Ok(Arrived { packet: start..end, segment_size: Some(segment_size) })
     }
 
+    /// The packet that came aside, unless nothing did but word of the connection.
+    fn admit_aside(
+        &self,
+        now: Instant,
+        path: &Arc<Path>,
+        opened: &[u8],
+        notices: &mut Vec<Notice>,
+    ) -> Result<Option<Arrived>, DropReason> {
+        let packet = opened.get(ASIDE_HEADER_LEN..).unwrap_or_default();
+        if packet.first().is_none_or(|first| *first == 0) {
+            path.activity.packet_received(now);
+            return Ok(None);
+        }
+        if path.activity.data_received(now) {
+            notices.push(Notice::OwingReply(Arc::clone(path)));
+        }
+        let inside = self.admit_inside(now, path, InsideHeader::parse(packet)?, packet, notices)?;
+        let start = TRANSPORT_HEADER_LEN.saturating_add(ASIDE_HEADER_LEN);
+        Ok(Some(Arrived { packet: start..start.saturating_add(inside.total_len), segment_size: None }))
+    }
+
     /// Asks the limits of a peer that has some.
     #[inline(never)]
     fn admit(
@@ -505,18 +548,8 @@ impl Forwarding {
         Some(Notice::Refused(Arc::clone(path), error.get(..len)?.into()))
     }
 
-    /// What every authenticated transport message does, whatever is inside it.
-    fn authenticated(
-        &self,
-        now: Instant,
-        from: &Endpoint,
-        keypair: &Arc<Keypair>,
-        notices: &mut Vec<Notice>,
-    ) {
-        let path = &keypair.path;
-        if path.heard_from(from) {
-            notices.push(Notice::Roamed(Arc::clone(path), *from));
-        }
+    /// What every message but a challenge and its answer does to its keypair.
+    fn used(&self, now: Instant, keypair: &Arc<Keypair>, notices: &mut Vec<Notice>) {
         if keypair.confirm() {
             notices.push(Notice::KeyConfirmed(Arc::clone(keypair)));
         }

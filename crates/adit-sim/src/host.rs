@@ -174,7 +174,8 @@ impl Host {
             | Command::Reconnect(_)
             | Command::Move(..)
             | Command::Restart(..)
-            | Command::Challenge(..) => {}
+            | Command::Challenge(..)
+            | Command::Accompany(..) => {}
         }
         self.engine.handle_command(self.clock(now), command);
         self.poll(now);

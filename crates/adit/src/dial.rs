@@ -12,6 +12,7 @@
 //! Nothing moves before the gateway has answered by the new way: a challenge within the session, or the handshake where
 //! there is none. What is under way on the old one still arrives.
 
+mod aside;
 mod race;
 mod target;
 mod way_back;
@@ -33,6 +34,7 @@ use crate::config::CarrierChoice;
 use crate::driver::{self, Driver, DriverEvent, Remote, Streams};
 use crate::stream::{LinkError, Way};
 
+use self::aside::Aside;
 pub use self::target::Target;
 pub(crate) use self::target::{begin, by_datagrams, choice_of, proxy_of, targets};
 use self::way_back::WayBack;
@@ -172,7 +174,7 @@ struct Caller {
 enum At {
     Nowhere,
     Udp,
-    Stream(Endpoint),
+    Stream(Way, Endpoint),
 }
 
 /// The owner of this is gone.
@@ -192,7 +194,7 @@ impl Caller {
             at = match at {
                 At::Nowhere => self.race().await?,
                 At::Udp => self.watch_udp().await?,
-                At::Stream(endpoint) => self.watch_stream(endpoint).await?,
+                At::Stream(way, endpoint) => self.watch_stream(way, endpoint).await?,
             };
         }
     }
@@ -243,22 +245,27 @@ impl Caller {
         }
     }
 
-    async fn watch_stream(&mut self, endpoint: Endpoint) -> Result<At, Over> {
+    async fn watch_stream(&mut self, way: Way, endpoint: Endpoint) -> Result<At, Over> {
         let Some(number) = endpoint.carrier.connection() else { return Ok(At::Udp) };
         let mut answered = None;
+        let (streams, remote) = (Arc::clone(&self.streams), self.remote.clone());
+        let mut aside = Aside::new(streams, remote, self.target.peer, way);
         self.way_back.begin(Instant::now());
         loop {
+            aside.tend(&self.target.link).await;
             match self.next(Instant::now() + LOOK).await? {
                 Some(News::Ended(ended)) if ended == number => return Ok(At::Nowhere),
+                Some(News::Ended(ended)) => aside.ended(ended),
                 Some(News::Answered(by)) if by.carrier == endpoint.carrier => answered = Some(Instant::now()),
                 Some(News::Answered(by)) if by.carrier == Carrier::Udp => {
                     if self.choice == CarrierChoice::Auto && self.way_back.answered(Instant::now()) {
                         tracing::info!("UDP works again; moving back to it");
                         self.remote.apply(vec![Command::Move(self.target.peer, self.udp())]);
                         let streams = Arc::clone(&self.streams);
+                        let aside = aside.take_number();
                         tokio::spawn(async move {
                             tokio::time::sleep(FAREWELL).await;
-                            streams.close(number);
+                            [Some(number), aside].into_iter().flatten().for_each(|it| streams.close(it));
                         });
                         return Ok(At::Udp);
                     }
@@ -272,6 +279,7 @@ impl Caller {
                     // The old one goes when the new one has proven itself, or when it is found dead.
                     return Ok(At::Nowhere);
                 }
+                Some(News::Answered(by)) => aside.answered(&by),
                 Some(_) => {}
                 // That it ended is told, but news can be lost.
                 None if !self.streams.is_open(number) => return Ok(At::Nowhere),
@@ -279,6 +287,7 @@ impl Caller {
                     let silence = self.path().map_or(Duration::ZERO, |path| silence_of(&path));
                     if silence > DOUBT {
                         self.challenge(endpoint);
+                        aside.doubt();
                     }
                     if silence > DEAD && answered.is_none_or(|at: Instant| at.elapsed() > DOUBT) {
                         tracing::info!(

@@ -146,6 +146,12 @@ impl Engine {
                     self.send_challenge(clock.now, id, endpoint, chosen);
                 }
             }
+            Command::Accompany(public_key, endpoint, chosen) => {
+                if let Some(&id) = self.by_key.get(&public_key) {
+                    self.send_word_of_aside(clock.now, id, endpoint);
+                    self.send_challenge(clock.now, id, endpoint, chosen);
+                }
+            }
         }
     }
 

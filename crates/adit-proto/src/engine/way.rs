@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Attempt, Engine};
-use crate::content::Content;
+use crate::content::{ASIDE_HEADER, Content};
 use crate::endpoint::Endpoint;
 use crate::event::PeerId;
 use crate::keypair::Keypair;
@@ -37,6 +37,14 @@ impl Engine {
         let current = self.peer(id).and_then(|peer| peer.keypairs.current.clone());
         if let Some(keypair) = current.filter(|keypair| keypair.is_usable(now)) {
             self.send_probe(&keypair, endpoint, &Content::challenge(chosen));
+        }
+    }
+
+    /// A packet aside without a packet: the peer learns what the connection is for.
+    pub(super) fn send_word_of_aside(&mut self, now: Instant, id: PeerId, endpoint: Endpoint) {
+        let current = self.peer(id).and_then(|peer| peer.keypairs.current.clone());
+        if let Some(keypair) = current.filter(|keypair| keypair.is_usable(now)) {
+            self.send_probe(&keypair, endpoint, &ASIDE_HEADER);
         }
     }
 

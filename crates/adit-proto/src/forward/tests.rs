@@ -17,6 +17,8 @@ use crate::path::MAX_STAGED_PACKETS;
 use crate::timers::{REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_BEFORE_REJECT};
 use crate::wire::{self, COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
 
+mod stream;
+
 const US: PublicKey = PublicKey([0x0a; 32]);
 const OUR_INDEX: u32 = 0x0102_0304;
 const AWAITED_INDEX: u32 = 0x0506_0708;

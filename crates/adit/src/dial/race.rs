@@ -208,7 +208,7 @@ impl Caller {
             "the gateway {} is reached by a connection",
             self.target.link.name
         );
-        At::Stream(endpoint)
+        At::Stream(way, endpoint)
     }
 
     /// Where there was no way, UDP may be the first to work.

@@ -14,6 +14,7 @@ mod lane;
 mod mailbox;
 mod order;
 mod outgoing;
+mod sparse;
 mod stack_lane;
 mod stream_batch;
 mod stream_edge;

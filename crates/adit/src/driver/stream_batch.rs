@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use adit_io::carrier::stream::{Mark, frame};
 use adit_io::tun::Inside;
-use adit_proto::content::{Content, SEGMENT_MIN, SUPERPACKET_HEADER_LEN};
+use adit_proto::content::{ASIDE_HEADER, Content, SEGMENT_MIN, SUPERPACKET_HEADER_LEN};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::Notice;
 use adit_proto::forward::Forwarding;
@@ -12,6 +12,7 @@ use adit_proto::keypair::{Keypair, blocks_of};
 use adit_proto::reason::DropReason;
 use adit_proto::time::Instant;
 
+use super::sparse::SparseFlows;
 use super::streams::{Stream, Streams, count};
 
 /// Length, header and tag of a message.
@@ -20,9 +21,17 @@ const HEADER: usize = 16;
 /// The batch is sent when it holds this much.
 const FULL: usize = 256 * 1024;
 
-/// Sealed messages to one connection, back to back, each with its length in front.
+/// Sealed messages to one connection, and to the one beside it.
 pub(super) struct StreamBatch {
     streams: Arc<Streams>,
+    main: Outbox,
+    aside: Outbox,
+    sparse: SparseFlows,
+}
+
+/// Sealed messages to one connection, back to back, each with its length in front.
+#[derive(Default)]
+struct Outbox {
     to: Option<Arc<Stream>>,
     bytes: Vec<u8>,
     marks: Vec<Mark>,
@@ -30,7 +39,7 @@ pub(super) struct StreamBatch {
 
 impl StreamBatch {
     pub(super) fn new(streams: Arc<Streams>) -> Self {
-        Self { streams, to: None, bytes: Vec::new(), marks: Vec::new() }
+        Self { streams, main: Outbox::default(), aside: Outbox::default(), sparse: SparseFlows::new() }
     }
 
     /// Seals a packet, or a superpacket as one message.
@@ -46,35 +55,61 @@ impl StreamBatch {
         notices: &mut Vec<Notice>,
     ) {
         let packets = inside.count();
-        if !self.address(now, endpoint, forwarding) {
+        let number = endpoint.carrier.connection();
+        if !number.is_some_and(|number| self.main.address(&self.streams, number, now, forwarding)) {
             forwarding.drops.add(DropReason::StreamGone, packets as u64);
             return;
         }
+        let is_aside = self.goes_aside(now, forwarding, inside, buffer);
+        let outbox = if is_aside { &mut self.aside } else { &mut self.main };
         let whole = inside.segment_size().filter(|size| *size >= SEGMENT_MIN).filter(|_| {
             packets > 1 && inside.len() + SUPERPACKET_HEADER_LEN + OVERHEAD <= frame::MESSAGE_MAX
         });
-        let before = self.bytes.len();
+        let before = outbox.bytes.len();
         let messages = match whole {
-            Some(segment_size) => self.seal_whole(keypair, segment_size, inside, buffer),
-            None => self.seal_packets(forwarding, keypair, inside, buffer),
+            Some(segment_size) => outbox.seal_whole(keypair, segment_size, inside, buffer),
+            None => outbox.seal_packets(forwarding, keypair, is_aside, inside, buffer),
         };
         if messages == 0 {
-            self.bytes.truncate(before);
+            outbox.bytes.truncate(before);
             forwarding.drops.add(DropReason::KeyExhausted, packets as u64);
             if keypair.rekey_after_sending(now) {
                 notices.push(Notice::Rekey(Arc::clone(keypair)));
             }
             return;
         }
-        let sent = self.bytes.len() - before - messages * frame::LENGTH_LEN;
+        let sent = outbox.bytes.len() - before - messages * frame::LENGTH_LEN;
         forwarding.sent(now, keypair, messages as u64, sent as u64, notices);
-        if self.bytes.len() >= FULL {
-            self.send(now, forwarding);
+        if outbox.bytes.len() >= FULL {
+            outbox.send(now, forwarding);
         }
     }
 
-    /// Hands everything to the connection.
+    /// Hands everything to the connections.
     pub(super) fn send(&mut self, now: Instant, forwarding: &Forwarding) {
+        self.aside.send(now, forwarding);
+        self.main.send(now, forwarding);
+    }
+
+    /// Whether a packet goes by the connection beside that of the endpoint, which the other outbox is for then.
+    fn goes_aside(&mut self, now: Instant, forwarding: &Forwarding, inside: &Inside, buffer: &[u8]) -> bool {
+        let Some(main) = &self.main.to else { return false };
+        let Some(number) = main.beside() else { return false };
+        let packet = buffer.get(..inside.len()).unwrap_or_default();
+        if !self.sparse.take(now, packet, inside.count()) {
+            return false;
+        }
+        let is_there = self.aside.address(&self.streams, number, now, forwarding);
+        if !is_there {
+            main.is_alone(number);
+        }
+        is_there
+    }
+}
+
+impl Outbox {
+    /// Hands everything to the connection.
+    fn send(&mut self, now: Instant, forwarding: &Forwarding) {
         if self.marks.is_empty() {
             return;
         }
@@ -85,14 +120,13 @@ impl StreamBatch {
         self.marks.clear();
     }
 
-    /// Makes the batch one for this endpoint. False when its connection is gone.
-    fn address(&mut self, now: Instant, endpoint: &Endpoint, forwarding: &Forwarding) -> bool {
-        let Some(number) = endpoint.carrier.connection() else { return false };
+    /// Makes the outbox one for this connection. False when that is gone.
+    fn address(&mut self, streams: &Streams, number: u64, now: Instant, forwarding: &Forwarding) -> bool {
         if self.to.as_ref().is_some_and(|to| to.number == number && !to.connection.is_closed()) {
             return true;
         }
         self.send(now, forwarding);
-        self.to = self.streams.get(number);
+        self.to = streams.get(number).filter(|it| !it.connection.is_closed());
         self.to.is_some()
     }
 
@@ -110,17 +144,21 @@ impl StreamBatch {
         &mut self,
         forwarding: &Forwarding,
         keypair: &Keypair,
+        is_aside: bool,
         inside: &Inside,
         buffer: &[u8],
     ) -> usize {
         let padding = forwarding.padding();
+        let header = if is_aside { &ASIDE_HEADER[..] } else { &[] };
         let mut segments = inside.segments(buffer);
-        let padded = padding.padded_len(segments.stride());
+        let padded = padding.padded_len(header.len() + segments.stride());
         let count = segments.count();
         let Some(first) = keypair.reserve(count as u64, count as u64 * blocks_of(padded)) else { return 0 };
         let mut messages = 0;
         for counter in (first..).take(count) {
             let start = self.begin(padded);
+            let content = self.bytes.len();
+            self.bytes.extend_from_slice(header);
             let at = self.bytes.len();
             self.bytes.resize(at + segments.stride(), 0);
             let Some(len) = segments.next(&mut self.bytes[at..]) else {
@@ -128,7 +166,7 @@ impl StreamBatch {
                 break;
             };
             self.bytes.truncate(at + len);
-            self.bytes.resize(at + padding.padded_len(len), 0);
+            self.bytes.resize(content + padding.padded_len(header.len() + len), 0);
             messages += usize::from(self.finish(start, keypair, counter, 1));
         }
         messages

@@ -157,15 +157,14 @@ impl Mine {
                 Frame::Whole(range) => {
                     let (start, end) = (at + range.start, at + range.end);
                     let message = &mut memory[start..end];
-                    let (owner, arrived) =
-                        forwarding.arrive_on_stream(now, &self.stream.endpoint, message, notices);
-                    if let Some(owner) = owner
+                    let came = forwarding.arrive_on_stream(now, &self.stream.endpoint, message, notices);
+                    if let Some(owner) = came.owner
                         && !self.owner.as_ref().is_some_and(|before| Arc::ptr_eq(before, &owner))
                     {
-                        streams.claim(&self.stream, owner.public_key);
+                        streams.claim(&self.stream, owner.public_key, came.is_aside);
                         self.owner = Some(owner);
                     }
-                    if let Some(arrived) = arrived {
+                    if let Some(arrived) = came.arrived {
                         let packet = start + arrived.packet.start..start + arrived.packet.end;
                         sink.take(memory, packet, arrived.segment_size);
                     }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use adit_io::carrier::stream::{Connection, Dropped, Layer, Mark, STALL, frame};
@@ -69,6 +69,10 @@ pub struct Stream {
     pub(super) number: u64,
     opened_millis: u64,
     peer: Mutex<Option<PublicKey>>,
+    /// Whether it is there beside another one of the peer's, for flows that send little.
+    is_aside: AtomicBool,
+    /// The number of the connection beside this one; 0 is none.
+    beside: AtomicU64,
     /// When another connection of the same peer took over; 0 while it is the newest.
     superseded_millis: AtomicU64,
     /// Since when a message is incomplete; 0 when none is.
@@ -108,6 +112,15 @@ impl Streams {
     /// Hands a connection to a lane; where its other end is from now on. `None` when the driver has not started, or it
     /// had to go by now.
     pub fn adopt(&self, new: NewStream) -> Option<Endpoint> {
+        self.adopt_as(new, false)
+    }
+
+    /// The same for one that is there beside another: no peer is moved by what comes from it.
+    pub fn adopt_aside(&self, new: NewStream) -> Option<Endpoint> {
+        self.adopt_as(new, true)
+    }
+
+    fn adopt_as(&self, new: NewStream, is_aside: bool) -> Option<Endpoint> {
         let lanes = self.lanes.get()?;
         let number = self.next.fetch_add(1, Relaxed);
         let lane = lanes.get(usize::try_from(number).unwrap_or(0).checked_rem(lanes.len())?)?;
@@ -119,6 +132,8 @@ impl Streams {
             number,
             opened_millis: now_millis(),
             peer: Mutex::new(None),
+            is_aside: AtomicBool::new(is_aside),
+            beside: AtomicU64::new(0),
             superseded_millis: AtomicU64::new(0),
             partial_millis: AtomicU64::new(0),
             received: Mutex::new(new.received),
@@ -191,16 +206,24 @@ impl Streams {
         count(&sent, forwarding);
     }
 
-    /// A message of `peer` has authenticated on a connection for the first time: it is the newest of the peer's.
-    pub(super) fn claim(&self, claimed: &Stream, peer: PublicKey) {
+    /// A message of `peer` has authenticated on a connection for the first time: it is the newest of the peer's, or the
+    /// one beside the others.
+    pub(super) fn claim(&self, claimed: &Stream, peer: PublicKey, is_aside: bool) {
         *claimed.peer.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
+        claimed.is_aside.fetch_or(is_aside, Relaxed);
         drop(claimed.place.lock().unwrap_or_else(PoisonError::into_inner).take());
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let mut others: Vec<_> = table
+        let others = table
             .values()
             .filter(|it| it.number != claimed.number)
-            .filter(|it| *it.peer.lock().unwrap_or_else(PoisonError::into_inner) == Some(peer))
-            .collect();
+            .filter(|it| *it.peer.lock().unwrap_or_else(PoisonError::into_inner) == Some(peer));
+        let (asides, mut others): (Vec<_>, Vec<_>) = others.partition(|it| it.is_aside.load(Relaxed));
+        // A peer that comes by another way has left the one beside the old way too.
+        asides.iter().for_each(|it| it.connection.close());
+        if claimed.is_aside.load(Relaxed) {
+            others.iter().for_each(|it| it.beside.store(claimed.number, Relaxed));
+            return;
+        }
         others.sort_by_key(|it| std::cmp::Reverse(it.number));
         for (at, other) in others.into_iter().enumerate() {
             let _ = other.superseded_millis.compare_exchange(0, now_millis(), Relaxed, Relaxed);
@@ -208,6 +231,12 @@ impl Streams {
                 other.connection.close();
             }
         }
+    }
+
+    /// Flows to `peer` that send little go by that connection from now on, beside the other one.
+    pub fn accompany(&self, peer: &PublicKey, aside: Endpoint) {
+        let Some(aside) = aside.carrier.connection().and_then(|number| self.get(number)) else { return };
+        self.claim(&aside, *peer, true);
     }
 
     /// Closes what has had its time. To be called about once a second while there are any.
@@ -229,6 +258,16 @@ impl Streams {
 impl Stream {
     pub(super) fn take_received(&self) -> Vec<u8> {
         std::mem::take(&mut *self.received.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The number of the connection beside this one, for flows that send little.
+    pub(super) fn beside(&self) -> Option<u64> {
+        Some(self.beside.load(Relaxed)).filter(|number| *number != 0)
+    }
+
+    /// That connection is gone; unless there is another by now.
+    pub(super) fn is_alone(&self, without: u64) {
+        let _ = self.beside.compare_exchange(without, 0, Relaxed, Relaxed);
     }
 
     /// Notes whether a message is incomplete, and whether it is the same as before.

@@ -1,0 +1,157 @@
+//! Which flows send so little that they need not wait behind others.
+//!
+//! On a connection a lost segment holds up all that is behind it, and a bulk transfer keeps much behind it. Flows that
+//! send little (echoes, names, keystrokes, voices, the first packets of anything) have a connection of their own. A
+//! flow that sends more goes over to the other one, and comes back when it has sent little for a second: by then what it
+//! had there has arrived, so that nothing overtakes. Flows that share a place in the table share its fate.
+
+use std::hash::{BuildHasher, RandomState};
+
+use adit_proto::time::Instant;
+
+/// Places for flows.
+const PLACES: usize = 1_024;
+/// The bytes of a flow are counted anew after so long.
+const WINDOW_MILLIS: u64 = 100;
+/// More in a window is not little: 640 kbit/s.
+const LITTLE_BYTES: u32 = 8 * 1024;
+/// As are more packets: each that is lost holds up all others for a round trip. A voice has five in a window.
+const LITTLE_PACKETS: u32 = 16;
+/// Nor are so many of TCP: they are the acknowledgements of a transfer, to which time matters less.
+const LITTLE_PACKETS_OF_TCP: u32 = 3;
+/// For how long a flow that has sent more goes with the bulk.
+const BULK_MILLIS: u64 = 1_000;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const FRAGMENT: u8 = 44;
+
+/// What flows have sent lately. Of one lane.
+#[derive(Debug)]
+pub(super) struct SparseFlows {
+    places: Vec<Place>,
+    seed: RandomState,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    window: u64,
+    bytes: u32,
+    packets: u32,
+    bulk_until_millis: u64,
+}
+
+impl SparseFlows {
+    pub(super) fn new() -> Self {
+        Self { places: Vec::new(), seed: RandomState::new() }
+    }
+
+    /// Counts an inside packet or superpacket of `packets`, and tells whether its flow sends little.
+    pub(super) fn take(&mut self, now: Instant, packet: &[u8], packets: usize) -> bool {
+        let Some(flow) = Flow::of(packet) else { return false };
+        if self.places.is_empty() {
+            self.places = vec![Place::default(); PLACES];
+        }
+        let protocol = flow.protocol;
+        let at = self.seed.hash_one(flow) as usize % PLACES;
+        let Some(place) = self.places.get_mut(at) else { return false };
+        let (now, window) = (now.as_millis(), now.as_millis() / WINDOW_MILLIS);
+        if place.window != window {
+            (place.window, place.bytes, place.packets) = (window, 0, 0);
+        }
+        place.bytes = place.bytes.saturating_add(packet.len() as u32);
+        place.packets += 1;
+        let most = if protocol == TCP { LITTLE_PACKETS_OF_TCP } else { LITTLE_PACKETS };
+        if place.bytes > LITTLE_BYTES || place.packets > most || packets > 1 {
+            place.bulk_until_millis = now + BULK_MILLIS;
+        }
+        now >= place.bulk_until_millis
+    }
+}
+
+/// Addresses, protocol and, where there are any, ports.
+#[derive(Hash)]
+struct Flow<'p> {
+    addresses: &'p [u8],
+    protocol: u8,
+    ports: &'p [u8],
+}
+
+impl<'p> Flow<'p> {
+    /// `None` for fragments: only the first has ports, and all belong together.
+    fn of(packet: &'p [u8]) -> Option<Self> {
+        let (addresses, protocol, header_len) = match packet.first()? >> 4 {
+            4 => {
+                let fragment = u16::from_be_bytes([*packet.get(6)?, *packet.get(7)?]);
+                if fragment & 0x3fff != 0 {
+                    return None;
+                }
+                (packet.get(12..20)?, *packet.get(9)?, usize::from(*packet.first()? & 0x0f) * 4)
+            }
+            6 => (packet.get(8..40)?, *packet.get(6)?, 40),
+            _ => return None,
+        };
+        let ports = match protocol {
+            TCP | UDP => packet.get(header_len..header_len + 4)?,
+            FRAGMENT => return None,
+            _ => &[],
+        };
+        Some(Self { addresses, protocol, ports })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn udp(port: u16, len: usize) -> Vec<u8> {
+        let mut packet = vec![0; len];
+        packet[0] = 0x45;
+        packet[9] = 17;
+        packet[12..20].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+        packet[20..22].copy_from_slice(&port.to_be_bytes());
+        packet
+    }
+
+    fn at(millis: u64) -> Instant {
+        Instant(millis * 1_000_000)
+    }
+
+    #[test]
+    fn a_flow_that_sends_little_stays_sparse_and_one_that_sends_much_comes_back_after_a_quiet_second() {
+        let mut flows = SparseFlows::new();
+        for millis in (1_000..5_000).step_by(20) {
+            assert!(flows.take(at(millis), &udp(1, 200), 1), "ten packets in a window");
+        }
+        let bulk: Vec<bool> = (0..10).map(|_| flows.take(at(5_000), &udp(1, 1_400), 1)).collect();
+        assert_eq!(bulk.iter().take_while(|it| **it).count(), 5, "the first 8 KiB");
+        assert!(bulk[5..].iter().all(|it| !it));
+        let acks: Vec<bool> = (0..20).map(|_| flows.take(at(5_000), &udp(7, 52), 1)).collect();
+        assert_eq!(acks.iter().take_while(|it| **it).count(), 16);
+        let mut ack = udp(8, 52);
+        ack[9] = TCP;
+        let acks: Vec<bool> = (0..20).map(|_| flows.take(at(5_000), &ack, 1)).collect();
+        assert_eq!(acks.iter().take_while(|it| **it).count(), 3);
+        assert!(!flows.take(at(5_900), &udp(1, 200), 1));
+        assert!(flows.take(at(6_000), &udp(1, 200), 1));
+    }
+
+    #[test]
+    fn flows_are_told_apart_and_superpackets_and_fragments_are_never_sparse() {
+        let mut flows = SparseFlows::new();
+        assert!(!flows.take(at(1_000), &udp(1, 3_000), 3));
+        let others = (2..102).filter(|port| flows.take(at(1_000), &udp(*port, 60), 1)).count();
+        assert!(others > 90, "but those in the same place: {others}");
+        let mut fragment = udp(500, 60);
+        assert!(flows.take(at(3_000), &fragment, 1));
+        fragment[6] = 0x20;
+        assert!(!flows.take(at(3_000), &fragment, 1));
+        for cut in 0..24 {
+            assert!(!flows.take(at(3_000), &fragment[..cut], 1), "{cut}");
+        }
+        let mut six = vec![0; 80];
+        (six[0], six[6]) = (0x60, 58);
+        assert!(flows.take(at(3_000), &six, 1));
+        six[6] = 44;
+        assert!(!flows.take(at(3_000), &six, 1), "fragments");
+    }
+}
