@@ -120,7 +120,12 @@ fn serve(
             how = if outcome.is_ok() { Ending::Asked } else { Ending::Unasked };
             outcome
         }
-        Ok(false) => Err(anyhow!("asked to end before the tunnel was up")),
+        // Whoever waits for the tunnel gets none; to a service manager it is the end that it asked for.
+        Ok(false) if readiness.is_awaited() => Err(anyhow!("asked to end before the tunnel was up")),
+        Ok(false) => {
+            tracing::info!(interface, "asked to end before the tunnel was up");
+            Ok(())
+        }
         Err(error) => Err(error),
     };
     if how == Ending::Asked {

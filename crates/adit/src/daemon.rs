@@ -45,6 +45,11 @@ pub struct Readiness {
 }
 
 impl Readiness {
+    /// Whether somebody waits in a terminal until it is up.
+    pub fn is_awaited(&self) -> bool {
+        self.launcher.is_some()
+    }
+
     /// Something the user should see although the service goes on.
     pub fn warn(&self, text: &str) {
         tracing::warn!("{text}");

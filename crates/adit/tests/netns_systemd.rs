@@ -95,6 +95,14 @@ impl Machine {
     fn shows(&self, properties: &str) -> String {
         self.run(&["systemctl", "show", "adit.service", "-p", properties])
     }
+
+    /// The service has ended as it was asked to.
+    #[track_caller]
+    fn assert_stopped(&self) {
+        let shown = self.shows("ActiveState,SubState,Result,ExecMainCode,ExecMainStatus");
+        let is_stopped = ["ActiveState=inactive", "Result=success"].iter().all(|line| shown.contains(line));
+        assert!(is_stopped, "{shown}{}", self.run(&["journalctl", "-u", "adit", "--no-pager", "-n", "40"]));
+    }
 }
 
 impl Drop for Machine {
@@ -165,10 +173,63 @@ fn a_service_is_installed_started_watched_stopped_and_taken_away_by_a_real_syste
 
     let said = machine.run(&[adit, "service", "stop"]);
     assert!(said.contains("adit.service is stopped"), "{said}");
-    assert!(machine.shows("ActiveState,Result").contains("ActiveState=inactive"));
+    machine.assert_stopped();
     assert!(!machine.attempt(&["ip", "link", "show", "adit0"]).unwrap().ok(), "the host is as it was");
     let said = machine.run(&[adit, "service", "uninstall"]);
     assert!(said.contains("removed /etc/systemd/system/adit.service"), "{said}");
     assert!(machine.shows("LoadState").contains("LoadState=not-found"));
     assert!(machine.run(&[adit, "check"]).contains("ok"), "configuration and keys stay");
+}
+
+/// In the place of `nft`: it waits as many seconds as are written beside it before it loads anything.
+const SLOW_NFT: &str = r#"
+set -e
+nft=$(command -v nft)
+mv $nft $nft.real
+cat > $nft <<END
+#!/bin/sh
+case "\$*" in *-f*) sleep \$(cat /opt/seconds) ;; esac
+exec $nft.real "\$@"
+END
+chmod 755 $nft
+"#;
+
+/// A start, and a stop while the start runs `nft`, which takes some seconds.
+fn stop_while_nft_runs(machine: &Machine, seconds: u32) {
+    machine.run(&["sh", "-c", &format!("echo {seconds} > /opt/seconds")]);
+    machine.run(&["systemctl", "start", "--no-block", "adit"]);
+    wait_for("nft to run", PATIENCE, || {
+        let group = "/sys/fs/cgroup/system.slice/adit.service/cgroup.procs";
+        let names =
+            machine.attempt(&["sh", "-c", &format!("for p in $(cat {group}); do cat /proc/$p/comm; done")]);
+        names?.stdout.lines().any(|name| name == "sleep").then_some(())
+    })
+    .unwrap();
+    assert!(machine.shows("ActiveState").contains("activating"));
+    machine.run(&["/opt/adit", "service", "stop"]);
+}
+
+#[test]
+fn a_stop_while_nft_runs_is_no_failure_and_puts_the_host_back() {
+    let lab = Lab::new("systemdstop").unwrap();
+    let host = lab.host("machine").unwrap();
+    let machine = Machine::boot(&host);
+    machine.run(&["/opt/adit", "init", "--endpoint", "192.0.2.1:51820"]);
+    machine.run(&["/opt/adit", "service", "install"]);
+    machine.run(&["sh", "-c", SLOW_NFT]);
+    let forwards = || machine.run(&["cat", "/proc/sys/net/ipv4/ip_forward"]);
+    let before = forwards();
+
+    stop_while_nft_runs(&machine, 2);
+    machine.assert_stopped();
+    assert!(!machine.run(&["nft", "list", "tables"]).contains("adit"), "the host is as it was");
+    assert_eq!(forwards(), before, "the host is as it was");
+
+    // The control: as every process of the service is told to stop, nft is as well, and the start fails by that.
+    let unit = "/etc/systemd/system/adit.service";
+    machine.run(&["sed", "-i", "s/^KillMode=mixed$/KillMode=control-group/", unit]);
+    machine.run(&["systemctl", "daemon-reload"]);
+    stop_while_nft_runs(&machine, 60);
+    let shown = machine.shows("ActiveState,Result");
+    assert!(shown.contains("ActiveState=failed"), "{shown}");
 }

@@ -7,8 +7,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use adit_lab::Invocation;
-use common::internet::{GATEWAY, Internet, home, succeed};
+use adit_lab::{Invocation, wait_for};
+use common::internet::{GATEWAY, Internet, admit, home, succeed};
 use common::{ADIT, SOON};
 
 /// Exposure of `systemd-analyze security`, in tenths: a program that makes interfaces and routes cannot come lower.
@@ -102,4 +102,29 @@ fn the_gateway_runs_with_the_capabilities_of_its_unit_and_tells_that_it_is_ready
         }
     }
     assert_eq!(gateway.wait(SOON).unwrap().code(), Some(0), "{}", gateway.stderr());
+}
+
+#[test]
+fn a_tunnel_that_is_stopped_before_it_is_up_ends_well_as_a_service_and_not_for_who_waits_for_it() {
+    let net = Internet::new("unitstop", 1);
+    let client = &net.clients[0];
+    succeed(&net.gateway, &["init"]);
+    // Nobody answers, as no gateway runs: until then it waits for seconds.
+    let file = admit(&net.gateway, "tun-0", client, &[]);
+    let home = home(client).display().to_string();
+    let is_listening = || Path::new(&home).join("run/tun-0.sock").exists();
+
+    let mut service = client.spawn([ADIT, "--home", &home, "up", "--foreground", &file]).unwrap();
+    wait_for("the tunnel to be there", SOON, || is_listening().then_some(())).unwrap();
+    service.terminate();
+    let ended = service.wait(SOON).unwrap();
+    assert!(service.stderr().contains("asked to end before the tunnel was up"), "{}", service.stderr());
+    assert_eq!(ended.code(), Some(0), "{}", service.stderr());
+
+    let mut launcher = client.spawn([ADIT, "--home", &home, "up", &file]).unwrap();
+    wait_for("the tunnel to be there", SOON, || is_listening().then_some(())).unwrap();
+    succeed(client, &["down"]);
+    assert_eq!(launcher.wait(SOON).unwrap().code(), Some(1), "{}", launcher.stderr());
+    assert!(launcher.stderr().contains("asked to end before the tunnel was up"), "{}", launcher.stderr());
+    assert!(!client.has_interface("tun-0"));
 }

@@ -28,10 +28,13 @@ const ORDER: &str = "\
 Wants=network-online.target
 After=network-online.target nss-lookup.target
 ";
+/// Only the process itself is asked to stop (`KillMode=mixed`): an `nft` that it runs at that moment has to finish, or
+/// the host is not as it was.
 const KIND: &str = "\
 Type=notify
 NotifyAccess=main
 ExecReload=/bin/kill -HUP $MAINPID
+KillMode=mixed
 Restart=on-failure
 RestartSec=2
 WatchdogSec=30
@@ -46,6 +49,7 @@ Before=network-online.target nss-lookup.target
 const RESTORE_KIND: &str = "\
 Type=oneshot
 RemainAfterExit=yes
+KillMode=mixed
 TimeoutStartSec=30
 ";
 
@@ -245,6 +249,15 @@ mod tests {
             "same name, other home"
         );
         assert!(!unit(None, None).replaces("[Service]\nExecStart=\"/usr/local/bin/adit\" gateway\n"));
+    }
+
+    #[test]
+    fn only_the_process_itself_is_asked_to_stop() {
+        let home = Home::new(None).unwrap();
+        let restore = Unit::new(&home, Role::Restore, Path::new("/usr/bin/adit"), None).unwrap();
+        for unit in [unit(None, None), unit(None, Some("work")), restore] {
+            assert!(unit.text.contains("\nKillMode=mixed\n"), "{}", unit.text);
+        }
     }
 
     #[test]
