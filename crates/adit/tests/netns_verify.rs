@@ -33,6 +33,7 @@ fn under_the_kill_switch_nothing_leaks_and_without_it_a_planted_leak_is_found() 
     succeed(client, &["up", &file]);
     let (code, page) = verify(client);
     assert_eq!((code, &page["tight"], &page["kill_switch"]), (Some(0), &true.into(), &true.into()), "{page}");
+    assert_eq!(page["not_tested"], 0, "{page}");
     let situations = page["situations"].as_array().unwrap();
     assert_eq!(situations.len(), 4, "{page}");
     for situation in situations {
@@ -60,6 +61,36 @@ fn under_the_kill_switch_nothing_leaks_and_without_it_a_planted_leak_is_found() 
     assert_eq!(up["traffic"]["udp over ipv4"], "leaked", "{page}");
     assert_eq!(up["traffic"]["tcp over ipv4"], "kept in", "what has no such route: {page}");
     assert!(up["leaks"].to_string().contains("192.0.2.200"), "{page}");
+    succeed(client, &["down"]);
+    stop_gateway(gateway);
+}
+
+#[test]
+fn what_this_host_cannot_send_is_not_tested_and_is_said_so() {
+    let net = Internet::new("verifysome", 1);
+    let client = &net.clients[0];
+    client.set_sysctl("net.ipv6.conf.all.disable_ipv6", "1").unwrap();
+    let (gateway, _) = tunnel(&net);
+    let (code, page) = verify(client);
+    assert_eq!((code, &page["tight"], &page["not_tested"]), (Some(0), &true.into(), &4.into()), "{page}");
+    let missing = ["udp over ipv6", "tcp over ipv6", "ping over ipv6", "forwarded for others"];
+    for situation in page["situations"].as_array().unwrap() {
+        for (class, fate) in situation["traffic"].as_object().unwrap() {
+            let fate = fate.as_str().unwrap();
+            let is_tested = ["kept in", "refused"].contains(&fate);
+            let is_missing = missing.contains(&class.as_str());
+            assert_eq!(
+                (is_tested, fate.starts_with("not tested: ")),
+                (!is_missing, is_missing),
+                "{situation}"
+            );
+        }
+    }
+    let told = adit(client, &["verify", "--no-cuts"]);
+    let last = "Nothing leaks. Not tested: 4 of 12 kinds of traffic.";
+    assert!(told.ok() && told.stdout.trim_end().ends_with(last), "{told:?}");
+    let why = "tcp over ipv6, udp over ipv6: not tested: ";
+    assert!(told.stdout.contains(why), "{told:?}");
     succeed(client, &["down"]);
     stop_gateway(gateway);
 }

@@ -12,7 +12,7 @@ mod cut;
 mod sniffer;
 mod traffic;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::thread;
@@ -55,6 +55,8 @@ struct Outcome {
     kill_switch: bool,
     /// Whether nothing left beside the tunnel.
     tight: bool,
+    /// How many kinds of traffic could not be sent, in one situation at least.
+    not_tested: usize,
     situations: Vec<Situation>,
 }
 
@@ -70,7 +72,7 @@ struct Situation {
     /// Why it could not be made.
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<String>,
-    /// By class: `kept in`, `refused`, `leaked` or why it does not apply.
+    /// By class: `kept in`, `refused`, `leaked`, or `not tested: ` and why.
     traffic: BTreeMap<&'static str, String>,
     /// What left beside the tunnel, with how often.
     leaks: Vec<Leak>,
@@ -140,9 +142,10 @@ pub fn run(home: &Home, args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         control,
         kill_switch: kill_switch(&report),
         tight: situations.iter().all(|it| it.leaks.is_empty()),
+        not_tested: not_tested(&situations).len(),
         situations,
     };
-    let page = if args.json { serde_json::to_string(&outcome)? } else { page(&outcome) };
+    let page = if args.json { serde_json::to_string(&outcome)? } else { page(&outcome, &home.flag()) };
     crate::print_line(page.trim_end())?;
     Ok(if outcome.tight { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -220,7 +223,7 @@ fn look(name: &'static str, sniffer: &Sniffer, endpoints: &[SocketAddr], outside
             _ if leaked => "leaked".to_owned(),
             Fate::Sent => "kept in".to_owned(),
             Fate::Refused => "refused".to_owned(),
-            Fate::NotHere(why) => why.to_owned(),
+            Fate::NotTested(why) => format!("{NOT_TESTED}{why}"),
         };
         (class.name(), told)
     });
@@ -239,26 +242,42 @@ fn look(name: &'static str, sniffer: &Sniffer, endpoints: &[SocketAddr], outside
     }
 }
 
-fn page(outcome: &Outcome) -> String {
+const NOT_TESTED: &str = "not tested: ";
+
+/// The kinds of traffic that could not be sent in one situation at least.
+fn not_tested(situations: &[Situation]) -> BTreeSet<&'static str> {
+    let traffic = situations.iter().flat_map(|it| &it.traffic);
+    traffic.filter(|(_, told)| told.starts_with(NOT_TESTED)).map(|(class, _)| *class).collect()
+}
+
+impl Situation {
+    /// The kinds of traffic that could not be sent, by the reason.
+    fn not_tested(&self) -> BTreeMap<&str, Vec<&str>> {
+        let mut by_reason = BTreeMap::<_, Vec<&str>>::new();
+        for (class, told) in &self.traffic {
+            if let Some(why) = told.strip_prefix(NOT_TESTED) {
+                by_reason.entry(why).or_default().push(class);
+            }
+        }
+        by_reason
+    }
+}
+
+fn page(outcome: &Outcome, home_flag: &str) -> String {
     let mut lines = vec![
         format!("{} beside {}", outcome.interface, outcome.outside_interfaces.join(", ")),
         "  control: the sniffer sees the tunnel, and a packet sent outside on purpose".to_owned(),
         format!("  kill switch {}", if outcome.kill_switch { "on" } else { "off" }),
     ];
     for situation in &outcome.situations {
+        let not_tested = situation.not_tested();
         match &situation.skipped {
             Some(why) => lines.push(format!("  {}: left out: {why}", situation.situation)),
-            None if situation.leaks.is_empty() => {
-                let inapplicable = situation.traffic.iter().filter(|(_, told)| is_reason(told));
-                let reasons: Vec<String> =
-                    inapplicable.map(|(class, why)| format!("{class}: {why}")).collect();
-                lines.push(format!(
-                    "  {}: nothing left beside the tunnel ({} kinds of traffic{})",
-                    situation.situation,
-                    situation.traffic.len() - reasons.len(),
-                    if reasons.is_empty() { String::new() } else { format!("; not {}", reasons.join(", ")) }
-                ));
-            }
+            None if situation.leaks.is_empty() => lines.push(format!(
+                "  {}: nothing left beside the tunnel ({} kinds of traffic)",
+                situation.situation,
+                situation.traffic.len() - not_tested.values().map(Vec::len).sum::<usize>(),
+            )),
             None => {
                 lines.push(format!("  {}: LEAKED", situation.situation));
                 for leak in &situation.leaks {
@@ -267,17 +286,79 @@ fn page(outcome: &Outcome) -> String {
                 }
             }
         }
+        lines.extend(
+            not_tested.iter().map(|(why, kinds)| format!("    {}: {NOT_TESTED}{why}", kinds.join(", "))),
+        );
     }
-    lines.push(match (outcome.tight, outcome.kill_switch) {
+    let mut last = match (outcome.tight, outcome.kill_switch) {
         (true, _) => "Nothing leaks.".to_owned(),
         (false, true) => "Something leaks in spite of the kill switch: please report this.".to_owned(),
-        (false, false) => {
-            "Something leaks. `adit up --kill-switch on` keeps in what belongs into the tunnel.".to_owned()
-        }
-    });
+        (false, false) => format!(
+            "Something leaks. `adit up --kill-switch on{home_flag}` keeps in what belongs into the tunnel."
+        ),
+    };
+    let left_out = outcome.situations.iter().filter(|it| it.skipped.is_some()).count();
+    let counts = [
+        (outcome.not_tested, Class::ALL.len(), "kinds of traffic"),
+        (left_out, outcome.situations.len(), "situations"),
+    ];
+    let some = counts.iter().filter(|(count, ..)| *count > 0);
+    let missing: Vec<String> = some.map(|(count, of, what)| format!("{count} of {of} {what}")).collect();
+    if !missing.is_empty() {
+        last += &format!(" Not tested: {}.", missing.join(", "));
+    }
+    lines.push(last);
     lines.join("\n")
 }
 
-fn is_reason(told: &str) -> bool {
-    !matches!(told, "kept in" | "refused" | "leaked")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn situation(traffic: &[(&'static str, &str)], leaks: Vec<Leak>) -> Situation {
+        let traffic = traffic.iter().map(|(class, told)| (*class, (*told).to_owned())).collect();
+        Situation { situation: "the tunnel is up", skipped: None, traffic, leaks }
+    }
+
+    fn outcome(situations: Vec<Situation>) -> Outcome {
+        Outcome {
+            schema: 1,
+            interface: "adit0".into(),
+            outside_interfaces: vec!["eth0".into()],
+            control: Control { saw_the_tunnel: true, saw_a_packet_outside: true },
+            kill_switch: false,
+            tight: situations.iter().all(|it| it.leaks.is_empty()),
+            not_tested: not_tested(&situations).len(),
+            situations,
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_tested_is_neither_good_nor_leaked_and_is_counted_in_the_last_line() {
+        let no_route = "not tested: no route leads there";
+        let traffic =
+            [("tcp over ipv6", no_route), ("udp over ipv4", "kept in"), ("udp over ipv6", no_route)];
+        let some = page(&outcome(vec![situation(&traffic, vec![]), situation(&traffic[..2], vec![])]), "");
+        assert!(some.contains("nothing left beside the tunnel (1 kinds of traffic)\n"), "{some}");
+        assert!(
+            some.contains("\n    tcp over ipv6, udp over ipv6: not tested: no route leads there\n"),
+            "{some}"
+        );
+        assert!(some.ends_with("\nNothing leaks. Not tested: 2 of 12 kinds of traffic."), "{some}");
+        let all = page(&outcome(vec![situation(&traffic[1..2], vec![])]), "");
+        assert!(all.ends_with("\nNothing leaks.") && !all.contains("ot tested"), "{all}");
+    }
+
+    #[test]
+    fn a_leak_is_told_with_what_was_not_tested_and_with_the_home_to_mend_it_in() {
+        let leak = Leak { frame: "udp to 192.0.2.200 port 9".into(), count: 3, class: Some("udp over ipv4") };
+        let traffic = [("udp over ipv4", "leaked"), ("udp over ipv6", "not tested: no route leads there")];
+        let mut outcome = outcome(vec![situation(&traffic, vec![leak])]);
+        let skipped = Some("no router".to_owned());
+        outcome.situations.push(Situation { skipped, ..situation(&[], vec![]) });
+        let told = page(&outcome, " --home /a");
+        assert!(told.contains("udp over ipv6: not tested: "), "{told}");
+        assert!(told.contains("`adit up --kill-switch on --home /a`"), "{told}");
+        assert!(told.ends_with("Not tested: 1 of 12 kinds of traffic, 1 of 2 situations."), "{told}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Traffic of every class that must not leave beside the tunnel. Addresses are those of documentation (RFC 5737, RFC
 //! 3849), which nobody has: what is seen going there was sent by this test.
 
+use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -80,19 +81,21 @@ pub struct Outside {
     pub journal: PathBuf,
 }
 
-/// What became of sending: the system may refuse, which is as good as it gets.
+/// What became of sending.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fate {
     Sent,
+    /// A firewall or a route of this host said no, which is as good as it gets.
     Refused,
-    NotHere(&'static str),
+    /// No packet could be made for this reason, so nothing was there to be kept in.
+    NotTested(String),
 }
 
 /// The target of the control: outside on purpose.
 pub const CONTROL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 199)), 9);
 
 /// Sends what must be seen outside, because it bears the mark of the tunnel's own packets.
-pub fn send_control(fwmark: u32, outside: &Outside) -> std::io::Result<()> {
+pub fn send_control(fwmark: u32, outside: &Outside) -> io::Result<()> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     if fwmark != 0 {
         socket.set_mark(fwmark)?;
@@ -114,14 +117,29 @@ pub fn send(class: Class, outside: &Outside) -> Fate {
         Class::BoundToInterface => datagram(SocketAddr::new(target, 9), Some(&outside.interface), None),
         Class::BoundToAddress => match outside.address {
             Some(address) if address.is_ipv4() => datagram(SocketAddr::new(target, 9), None, Some(address)),
-            _ => return Fate::NotHere("there is no IPv4 address outside"),
+            _ => return Fate::NotTested("there is no IPv4 address outside".to_owned()),
         },
         Class::Forwarded => return forwarded(target, &outside.journal),
     };
-    if outcome.is_ok() { Fate::Sent } else { Fate::Refused }
+    // An answer from the network is also told as an error: then there is a way.
+    let has_way = || !matches!(adit_host::way_to(target, 0), Ok(None));
+    outcome.map_or_else(|error| unsent(&error, has_way), |()| Fate::Sent)
 }
 
-fn datagram(target: SocketAddr, device: Option<&str>, source: Option<IpAddr>) -> std::io::Result<()> {
+fn unsent(error: &io::Error, has_way: impl FnOnce() -> bool) -> Fate {
+    let why = match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::HostUnreachable | ErrorKind::ConnectionRefused => {
+            return Fate::Refused;
+        }
+        ErrorKind::NetworkUnreachable if has_way() => return Fate::Refused,
+        ErrorKind::NetworkUnreachable => "no route leads there".to_owned(),
+        ErrorKind::AddrNotAvailable => "this host has no address to send from".to_owned(),
+        _ => error.to_string(),
+    };
+    Fate::NotTested(why)
+}
+
+fn datagram(target: SocketAddr, device: Option<&str>, source: Option<IpAddr>) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(target), Type::DGRAM, Some(Protocol::UDP))?;
     if let Some(device) = device {
         socket.bind_device(Some(device.as_bytes()))?;
@@ -136,15 +154,15 @@ fn datagram(target: SocketAddr, device: Option<&str>, source: Option<IpAddr>) ->
     Ok(())
 }
 
-fn connect(target: SocketAddr) -> std::io::Result<()> {
+fn connect(target: SocketAddr) -> io::Result<()> {
     match TcpStream::connect_timeout(&target, Duration::from_millis(150)) {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::TimedOut => Ok(()),
+        Err(error) if error.kind() == ErrorKind::TimedOut => Ok(()),
         Err(error) => Err(error),
     }
 }
 
-fn ping(target: IpAddr) -> std::io::Result<()> {
+fn ping(target: IpAddr) -> io::Result<()> {
     let (domain, protocol, kind) = match target {
         IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, 8),
         IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, 128),
@@ -162,13 +180,13 @@ fn ping(target: IpAddr) -> std::io::Result<()> {
 /// A packet as from a container: it comes in by a device of its own, and this host passes it on if it passes on at all.
 fn forwarded(target: IpAddr, journal: &Path) -> Fate {
     let forwards = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|it| it.trim() == "1");
-    let IpAddr::V4(target) = target else { return Fate::NotHere("it is for IPv4") };
+    let IpAddr::V4(target) = target else { return Fate::NotTested("it is for IPv4".to_owned()) };
     if !forwards {
-        return Fate::NotHere("this host forwards nothing (net.ipv4.ip_forward is 0)");
+        return Fate::NotTested("this host forwards nothing (net.ipv4.ip_forward is 0)".to_owned());
     }
     match send_through_device(target, journal) {
         Ok(()) => Fate::Sent,
-        Err(_) => Fate::Refused,
+        Err(error) => Fate::NotTested(format!("{error:#}")),
     }
 }
 
@@ -207,4 +225,30 @@ fn udp_packet(source: [u8; 4], target: [u8; 4]) -> Vec<u8> {
     // Without a checksum of its own, as IPv4 allows for UDP (RFC 768).
     packet.extend([0x23, 0x28, 0, 9, 0, 8, 0, 0]);
     packet
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_firewall_refuses_is_told_from_what_no_packet_was_made_of() {
+        const EPERM: i32 = 1;
+        const EACCES: i32 = 13;
+        const EAFNOSUPPORT: i32 = 97;
+        const EADDRNOTAVAIL: i32 = 99;
+        const ENETUNREACH: i32 = 101;
+        const ENOBUFS: i32 = 105;
+        const ECONNREFUSED: i32 = 111;
+        const EHOSTUNREACH: i32 = 113;
+        let fate = |code: i32, has_way: bool| unsent(&io::Error::from_raw_os_error(code), || has_way);
+        for code in [EPERM, EACCES, ECONNREFUSED, EHOSTUNREACH] {
+            assert_eq!(fate(code, true), Fate::Refused, "{code}");
+        }
+        assert_eq!(fate(ENETUNREACH, true), Fate::Refused, "a router said so");
+        assert_eq!(fate(ENETUNREACH, false), Fate::NotTested("no route leads there".into()));
+        for code in [EADDRNOTAVAIL, EAFNOSUPPORT, ENOBUFS] {
+            assert!(matches!(fate(code, true), Fate::NotTested(_)), "{code}");
+        }
+    }
 }
