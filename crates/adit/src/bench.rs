@@ -85,9 +85,10 @@ pub fn run(home: &Home, args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let apis: Vec<SocketAddr> = report.peers.iter().flat_map(|peer| &peer.inside_api).copied().collect();
     if apis.is_empty() {
         bail!(
-            "the file of {} does not say where the inside API of the gateway is; add the line `# adit: inside_api = \
-             ADDRESS:9585` below [Peer] with the gateway's inside address, then `adit down` and `adit up`",
-            report.interface
+            "the file of {0} does not say where the inside API of the gateway is; add the line `# adit: inside_api = \
+             ADDRESS:9585` below [Peer] with the gateway's inside address, then `adit down {0}{1}` and `adit up {0}{1}`",
+            report.interface,
+            home.flag()
         );
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -158,7 +158,7 @@ pub fn plan_of(home: &Home, path: &Path, layers: &Layers) -> anyhow::Result<(Str
     let interface = interface_of(path)?.to_string();
     let file = WgQuick::load(path, Hooks::Allowed)?;
     let settings = ClientSettings::load(home, layers, Some(&file))?;
-    let block = block::asked_for(&file, &settings, lockdown::reason(home, &settings))?;
+    let block = block::asked_for(&file, &settings, lockdown::reason(home, &settings), home)?;
     let split = Split::of(&settings);
     if let Some(pid) = PidFile::holder(&control::pid_path(home, &interface)) {
         bail!("{interface} is up already (process {pid}); `adit status{}` tells how it is", home.flag());
@@ -216,9 +216,9 @@ impl Client {
     ) -> anyhow::Result<Self> {
         let home = &sources.home;
         let signals = daemon::signals()?;
-        let pid_file = PidFile::lock(&control::pid_path(home, interface))?;
+        let pid_file = PidFile::lock_of(home, interface)?;
         let journal = control::journal_path(home, interface);
-        let block = block::asked_for(&file, &settings, lockdown::reason(home, &settings))?;
+        let block = block::asked_for(&file, &settings, lockdown::reason(home, &settings), home)?;
         block::refuse_behind_another(home, interface)?;
         device::clean_up_behind_block(&journal)?;
         device::refuse_existing(interface)?;
@@ -372,7 +372,8 @@ impl Client {
     }
 
     fn close(self, how: Ending) -> anyhow::Result<()> {
-        let Self { metrics, resolver, guard, socket, instance, file, mut heard, pid_file, .. } = self;
+        let Self { sources, metrics, resolver, guard, socket, instance, file, mut heard, pid_file, .. } =
+            self;
         heard.save(&instance.driver.snapshot().peers, true);
         let hooks = &file.interface.hooks;
         warn_about(hook::run(hooks, HookTime::PreDown, &instance.interface));
@@ -388,7 +389,10 @@ impl Client {
         warn_about(hook::run(hooks, HookTime::PostDown, &interface));
         tracing::info!(interface, "tunnel down");
         drop(pid_file);
-        undone.map(drop).context("the host could not be put back completely; `adit down` tries again")
+        undone.map(drop).with_context(|| {
+            let flag = sources.home.flag();
+            format!("the host could not be put back completely; `adit down {interface}{flag}` tries again")
+        })
     }
 }
 

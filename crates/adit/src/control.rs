@@ -424,7 +424,7 @@ mod tests {
     #[test]
     fn a_process_that_runs_without_a_socket_is_not_taken_for_none() {
         let (_directory, home) = home();
-        let pid_file = PidFile::lock(&pid_path(&home, "adit7")).unwrap();
+        let pid_file = PidFile::lock_of(&home, "adit7").unwrap();
         assert_eq!(held(&home).unwrap(), ["adit7"]);
         assert!(matches!(reload(&home, "adit7"), Err(ControlError::NoAnswer { .. })));
         drop(pid_file);

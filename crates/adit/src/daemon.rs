@@ -12,6 +12,9 @@ use adit_io::sys::{Daemonized, Ready};
 use anyhow::Context;
 use crossbeam_channel::{Receiver, bounded};
 
+use crate::control;
+use crate::home::Home;
+
 /// Which process this is after [`start`].
 #[derive(Debug)]
 pub enum Start {
@@ -195,10 +198,12 @@ pub struct PidFile {
 #[derive(Debug, thiserror::Error)]
 pub enum PidFileError {
     /// Another process holds it.
-    #[error("already running (process {pid}); stop it first with `adit down`, or choose another --home")]
+    #[error("already running (process {pid}); stop it first with `{end}`, or choose another --home")]
     Running {
         /// What the other process wrote; empty when it has not yet.
         pid: String,
+        /// The command that ends it.
+        end: String,
     },
     /// The system refused.
     #[error("cannot lock {}: {source}", path.display())]
@@ -211,11 +216,16 @@ pub enum PidFileError {
 }
 
 impl PidFile {
-    /// Creates and locks the file. The lock ends with the process, however it ends.
+    /// Creates and locks the file of an instance. The lock ends with the process, however it ends.
     ///
     /// # Errors
     /// [`PidFileError`].
-    pub fn lock(path: &Path) -> Result<Self, PidFileError> {
+    pub fn lock_of(home: &Home, interface: &str) -> Result<Self, PidFileError> {
+        let end = format!("adit down {interface}{}", home.flag());
+        Self::lock(&control::pid_path(home, interface), &end)
+    }
+
+    fn lock(path: &Path, end: &str) -> Result<Self, PidFileError> {
         let system = |source| PidFileError::System { path: path.to_owned(), source };
         loop {
             let mut file = OpenOptions::new()
@@ -231,7 +241,7 @@ impl PidFile {
                 Err(TryLockError::WouldBlock) => {
                     let mut pid = String::new();
                     let _ = file.read_to_string(&mut pid);
-                    return Err(PidFileError::Running { pid: pid.trim().to_owned() });
+                    return Err(PidFileError::Running { pid: pid.trim().to_owned(), end: end.to_owned() });
                 }
                 Err(TryLockError::Error(error)) => return Err(system(error)),
             }
@@ -272,16 +282,21 @@ mod tests {
 
     #[test]
     fn two_instances_refuse_and_the_second_learns_who_runs() {
-        let home = tempfile::tempdir().unwrap();
-        let path = home.path().join("x.pid");
-        let first = PidFile::lock(&path).unwrap();
-        let Err(PidFileError::Running { pid }) = PidFile::lock(&path) else { panic!("locked twice") };
-        assert_eq!(pid, std::process::id().to_string());
+        let directory = tempfile::tempdir().unwrap();
+        let home = Home::new(Some(directory.path())).unwrap();
+        home.create().unwrap();
+        let path = control::pid_path(&home, "x");
+        let first = PidFile::lock_of(&home, "x").unwrap();
+        let refused = PidFile::lock_of(&home, "x").unwrap_err();
+        let words = [format!("(process {})", std::process::id()), format!("`adit down x{}`", home.flag())];
+        for words in words {
+            assert!(refused.to_string().contains(&words), "{words}: {refused}");
+        }
         assert_eq!(PidFile::holder(&path), Some(std::process::id()));
         drop(first);
         assert!(!path.exists());
         assert_eq!(PidFile::holder(&path), None);
-        PidFile::lock(&path).unwrap();
+        PidFile::lock_of(&home, "x").unwrap();
     }
 
     #[test]
@@ -290,7 +305,7 @@ mod tests {
         let path = home.path().join("x.pid");
         fs::write(&path, "1\n").unwrap();
         assert_eq!(PidFile::holder(&path), None);
-        let _lock = PidFile::lock(&path).unwrap();
+        let _lock = PidFile::lock(&path, "adit down x").unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
     }
 

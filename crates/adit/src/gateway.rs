@@ -72,7 +72,7 @@ pub fn run(home: &Home, layers: &Layers) -> anyhow::Result<ExitCode> {
     let signals = daemon::signals()?;
     let interface = config.gateway.interface.to_string();
     // What the journal lists belongs to who holds the lock, so a second gateway ends here.
-    let pid_file = PidFile::lock(&control::pid_path(home, &interface))?;
+    let pid_file = PidFile::lock_of(home, &interface)?;
     let journal = control::journal_path(home, &interface);
     let mut gateway = Gateway::open(home, layers, config, signals).inspect_err(|_| {
         if let Err(error) = device::clean_up_after(&journal) {

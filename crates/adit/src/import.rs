@@ -49,7 +49,7 @@ pub fn run(home: &Home, args: &ImportArgs) -> anyhow::Result<ExitCode> {
         Some(name) => name.clone(),
         None => name_of(&args.file)?,
     };
-    let found = Found::in_hooks(&file.interface, name.as_str(), args.drop_hooks)?;
+    let found = Found::in_hooks(&file.interface, name.as_str(), args.drop_hooks, &home.flag())?;
     let file = WgQuick { interface: found.settle(file.interface), ..file };
     if found.is_gateway() || is_gateway(&file) {
         gateway::import(home, &name, &file, &found)?;
@@ -107,7 +107,12 @@ struct Found {
 }
 
 impl Found {
-    fn in_hooks(interface: &Interface, name: &str, drop_others: bool) -> anyhow::Result<Self> {
+    fn in_hooks(
+        interface: &Interface,
+        name: &str,
+        drop_others: bool,
+        home_flag: &str,
+    ) -> anyhow::Result<Self> {
         let mut found = Self::default();
         let mut unknown = Vec::new();
         for hook in &interface.hooks {
@@ -124,7 +129,7 @@ impl Found {
         if !unknown.is_empty() && !drop_others {
             bail!(
                 "these commands mean nothing that adit has a setting for:\n  {}\nLeave them out with --drop-hooks, or use \
-                 the file as it is: `adit up FILE.conf --allow-hooks`",
+                 the file as it is: `adit up FILE.conf --allow-hooks{home_flag}`",
                 unknown.join("\n  ")
             );
         }
@@ -287,6 +292,17 @@ mod tests {
         let world = World::new();
         world.import(&client("PostUp = logger up"), |args| args.drop_hooks = true).unwrap();
         assert!(!world.is_untouched());
+    }
+
+    #[test]
+    fn who_is_told_to_use_the_file_as_it_is_is_told_with_which_home() {
+        for text in [client("PostUp = logger up"), server("10.9.0.1/32", ""), server("10.9.0.7/24", "")] {
+            let world = World::new();
+            let error = world.import(&text, |_| {}).unwrap_err().to_string();
+            let flag = world.home.flag();
+            let (_, command) = error.split_once("`adit up FILE.conf").unwrap_or_else(|| panic!("{error}"));
+            assert!(command.contains(&format!("{flag}`")), "{error}");
+        }
     }
 
     #[test]

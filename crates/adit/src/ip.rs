@@ -131,11 +131,12 @@ pub fn run(home: &Home, args: &IpArgs, mut layers: Layers) -> anyhow::Result<Exi
     let tunnel = tunnel(home)?;
     if tunnel == Tunnel::Unknown && args.outside {
         bail!(
-            "whether a tunnel is up, and how to go around it, only root can tell; run `sudo adit ip --outside`"
+            "whether a tunnel is up, and how to go around it, only root can tell; run `sudo adit ip --outside{}`",
+            home.flag()
         );
     }
     if matches!(tunnel, Tunnel::Up { mark: 1.., .. }) && !privilege::may_configure_network() {
-        bail!("a tunnel is up, and only root may go around it; run `sudo adit ip`");
+        bail!("a tunnel is up, and only root may go around it; run `sudo adit ip{}`", home.flag());
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let page = runtime.block_on(ask(&asker, &tunnel, args));
@@ -144,7 +145,7 @@ pub fn run(home: &Home, args: &IpArgs, mut layers: Layers) -> anyhow::Result<Exi
     if args.json {
         crate::print_line(&serde_json::to_string(&page)?)?;
     } else {
-        crate::print_line(&page::print(&page, args.outside))?;
+        crate::print_line(&page::print(&page, args.outside, &home.flag()))?;
         for line in page::complaints(&page) {
             eprintln!("{line}");
         }

@@ -58,16 +58,16 @@ pub fn run(home: &Home, verb: PlanVerb, layers: Layers) -> anyhow::Result<ExitCo
         PlanVerb::Up { file, json, settings } => {
             let file = profile::find(home, file.as_deref(), ForVerb("plan up", ""))?;
             let (interface, plan) = client::plan_of(home, &file, &settings.over(layers))?;
-            show(&interface, &plan, json, &format!("adit up {}{}", file.display(), home.flag()))
+            show(home, &interface, &plan, json, &format!("adit up {}{}", file.display(), home.flag()))
         }
         PlanVerb::Gateway { json, settings } => {
             let (interface, plan) = gateway::plan_of(home, &settings.over(layers))?;
-            show(&interface, &plan, json, &format!("adit gateway{}", home.flag()))
+            show(home, &interface, &plan, json, &format!("adit gateway{}", home.flag()))
         }
     }
 }
 
-fn show(interface: &str, plan: &Plan, json: bool, command: &str) -> anyhow::Result<ExitCode> {
+fn show(home: &Home, interface: &str, plan: &Plan, json: bool, command: &str) -> anyhow::Result<ExitCode> {
     let shown = adit_host::preview(plan)?;
     let changes = shown.iter().any(|it| it.step != Step::Nothing);
     if json {
@@ -78,7 +78,8 @@ fn show(interface: &str, plan: &Plan, json: bool, command: &str) -> anyhow::Resu
         text += &match changes {
             true => format!(
                 "\n+ is new, ~ takes the place of what is there, = is so already, ! cannot be made.\n\
-                 Nothing was changed. `{command}` makes it so, and `adit down {interface}` puts back what was there."
+                 Nothing was changed. `{command}` makes it so, and `adit down {interface}{}` puts back what was there.",
+                home.flag()
             ),
             false => "\nThis host is as the plan says.".to_owned(),
         };

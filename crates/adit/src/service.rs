@@ -114,7 +114,7 @@ fn install(home: &Home, which: &Which, into: Option<&Path>, layers: &Layers) -> 
         return Ok(());
     }
     require_root("install")?;
-    let systemctl = systemctl()?;
+    let systemctl = systemctl(home)?;
     home.create()?;
     let path = write(&unit, Path::new(UNIT_DIRECTORY))?;
     ask(&systemctl, &["daemon-reload"])?;
@@ -154,7 +154,7 @@ fn uninstall(home: &Home, which: &Which) -> anyhow::Result<()> {
     if !unit.replaces(&there) {
         bail!("{} is the unit of another home or program; nothing was changed", path.display());
     }
-    let systemctl = systemctl()?;
+    let systemctl = systemctl(home)?;
     ask(&systemctl, &["disable", "--now", unit.name()])?;
     fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     ask(&systemctl, &["daemon-reload"])?;
@@ -173,7 +173,7 @@ fn control(home: &Home, which: &Which, verb: &str, done: &str) -> anyhow::Result
             home.flag()
         );
     }
-    ask(&systemctl()?, &[verb, unit.name()])
+    ask(&systemctl(home)?, &[verb, unit.name()])
         .with_context(|| format!("`journalctl -u {}` tells more", unit.name()))?;
     eprintln!("{} {done}", unit.name());
     Ok(())
@@ -197,13 +197,17 @@ fn require_root(verb: &str) -> anyhow::Result<()> {
 }
 
 /// An absolute path: a program of this name elsewhere in PATH is not asked.
-fn systemctl() -> anyhow::Result<PathBuf> {
+fn systemctl(home: &Home) -> anyhow::Result<PathBuf> {
     let places = ["/usr/bin/systemctl", "/bin/systemctl"];
     let runs = Path::new("/run/systemd/system").is_dir();
-    places.into_iter().map(PathBuf::from).find(|path| runs && path.exists()).context(
-        "systemd does not run this machine; let its service manager run `adit gateway` (or `adit up --foreground \
-         NAME`), which stays in the foreground; `adit service install --print` shows a unit to go by",
-    )
+    places.into_iter().map(PathBuf::from).find(|path| runs && path.exists()).with_context(|| {
+        let flag = home.flag();
+        format!(
+            "systemd does not run this machine; let its service manager run `adit gateway{flag}` (or `adit up \
+             --foreground NAME{flag}`), which stays in the foreground; `adit service install --print{flag}` shows a \
+             unit to go by"
+        )
+    })
 }
 
 fn ask(systemctl: &Path, words: &[&str]) -> anyhow::Result<()> {

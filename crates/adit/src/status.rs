@@ -369,7 +369,7 @@ pub(super) mod tests {
         for name in ["a", "b"] {
             std::fs::write(control::journal_path(&home, name), "").unwrap();
         }
-        let _running = PidFile::lock(&control::pid_path(&home, "b")).unwrap();
+        let _running = PidFile::lock_of(&home, "b").unwrap();
         assert_eq!(killed(&home, None).unwrap(), ["a"]);
         assert_eq!(killed(&home, Some("a")).unwrap(), ["a"]);
         assert!(killed(&home, Some("b")).unwrap().is_empty());

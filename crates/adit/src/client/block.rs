@@ -22,6 +22,7 @@ pub(super) fn asked_for(
     file: &WgQuick,
     settings: &ClientSettings,
     lockdown: Option<&str>,
+    home: &Home,
 ) -> anyhow::Result<Option<Block>> {
     let allowed: Vec<IpNet> = file.peers.iter().flat_map(|peer| &peer.allowed_ips).copied().collect();
     let is_full = file.interface.table == Table::Auto && adit_host::is_everything(Family::Ipv4, &allowed);
@@ -30,8 +31,9 @@ pub(super) fn asked_for(
         _ => lockdown,
     };
     let otherwise = match lockdown {
-        Some("adit lockdown on") => "open this host with `adit lockdown off`",
-        _ => "turn that setting off for this profile (# adit: kill_switch = off, # adit: lockdown = false)",
+        Some("adit lockdown on") => format!("open this host with `adit lockdown off{}`", home.flag()),
+        _ => "turn that setting off for this profile (# adit: kill_switch = off, # adit: lockdown = false)"
+            .to_owned(),
     };
     // Whoever names what goes inside wants the rest outside.
     match asked.filter(|_| !settings.include.is_empty()) {
@@ -144,5 +146,27 @@ pub(super) fn say_if_closed(error: anyhow::Error, home: &Home, interface: &str) 
             home.flag()
         ),
         _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::wgquick::Hooks;
+    use crate::config::{Layers, Source};
+
+    #[test]
+    fn who_is_told_to_open_the_host_is_told_with_which_home() {
+        let text = "[Interface]\nPrivateKey = eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\nAddress = 10.86.0.2/32\n\
+                    [Peer]\nPublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\nAllowedIPs = 10.86.0.0/24\n";
+        let file = WgQuick::parse(&Source::new("x.conf", text), Hooks::Refused).unwrap();
+        let home = Home::new(Some(Path::new("/a"))).unwrap();
+        let settings = ClientSettings::load(&home, &Layers::default(), Some(&file)).unwrap();
+        let error =
+            |lockdown: &str| asked_for(&file, &settings, Some(lockdown), &home).unwrap_err().to_string();
+        assert!(error("adit lockdown on").contains("`adit lockdown off --home /a`"));
+        assert!(!error("lockdown = true").contains("--home"), "what is to be changed is in the profile");
     }
 }

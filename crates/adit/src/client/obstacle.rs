@@ -47,6 +47,8 @@ pub enum Obstacle {
     CaptivePortal {
         /// Where it wants people to go.
         page: Option<String>,
+        /// ` --home DIR`, for what a person is told to run.
+        home_flag: String,
     },
 }
 
@@ -73,7 +75,7 @@ impl fmt::Display for Obstacle {
                 endpoint.ip(),
                 if *has_default { "" } else { ", as this host has no default route (is it on a network?)" }
             ),
-            Self::CaptivePortal { page } => {
+            Self::CaptivePortal { page, home_flag } => {
                 write!(
                     f,
                     "captive portal: this network answers web requests itself and lets nothing else through"
@@ -83,8 +85,8 @@ impl fmt::Display for Obstacle {
                 }
                 write!(
                     f,
-                    ". Log in with a browser: `adit exclude -- BROWSER` gets past the kill switch, or `adit down` opens the \
-                     host until then"
+                    ". Log in with a browser: `adit exclude{home_flag} -- BROWSER` gets past the kill switch, or \
+                     `adit down{home_flag}` opens the host until then"
                 )
             }
         }
@@ -140,9 +142,9 @@ const AGAIN_AFTER: Duration = Duration::from_secs(30);
 const ANSWER_MAX: usize = 8_192;
 
 /// Asks beside the tunnel for a web page that nobody has; an answer can only come from a captive portal.
-pub(super) fn find_portal(fwmark: u32) -> Option<Obstacle> {
+fn find_portal(fwmark: u32, home_flag: String) -> Option<Obstacle> {
     let answer = ask_nobody(fwmark).ok()?;
-    answer.starts_with("HTTP/").then(|| Obstacle::CaptivePortal { page: page_of(&answer) })
+    answer.starts_with("HTTP/").then(|| Obstacle::CaptivePortal { page: page_of(&answer), home_flag })
 }
 
 fn ask_nobody(fwmark: u32) -> std::io::Result<String> {
@@ -197,14 +199,14 @@ impl PortalWatch {
     }
 
     /// The gateway is silent: looks again, unless that was done a moment ago.
-    pub(super) fn look(&mut self, fwmark: u32) {
+    pub(super) fn look(&mut self, fwmark: u32, home_flag: String) {
         if self.looked.is_some_and(|at| at.elapsed() < AGAIN_AFTER) {
             return;
         }
         self.looked = Some(Instant::now());
         let found = Arc::clone(&self.found);
         let look = move || {
-            let now = find_portal(fwmark);
+            let now = find_portal(fwmark, home_flag);
             *found.lock().unwrap_or_else(PoisonError::into_inner) = now;
         };
         if let Err(error) = std::thread::Builder::new().name("portal".to_owned()).spawn(look) {
@@ -221,7 +223,7 @@ impl PortalWatch {
 impl Client {
     /// The gateway gave no answer: is it for the network?
     pub(super) fn look_for_portal(&mut self, readiness: &Readiness) {
-        let found = find_portal(self.instance.driver.snapshot().fwmark);
+        let found = find_portal(self.instance.driver.snapshot().fwmark, self.sources.home.flag());
         if let Some(portal) = &found {
             readiness.warn(&portal.to_string());
         }
@@ -236,7 +238,7 @@ impl Client {
             self.ask_where(&peer.public_key);
         }
         if device.peers.iter().all(|peer| !peer.has_session) {
-            self.portal.look(device.fwmark);
+            self.portal.look(device.fwmark, self.sources.home.flag());
         }
         // A way may be back before anybody has used it.
         let is_back =
@@ -297,6 +299,17 @@ mod tests {
         let [lan] = &named(&[("192.168.0.0/16", "eth0")])[..] else { panic!("one") };
         assert!(lan.contains("192.168.0.0/16 by eth0") && lan.contains("192.168.7.0/24"), "{lan}");
         assert!(named(&[("10.86.0.0/16", "eth0")])[0].contains("10.86.0."));
+    }
+
+    #[test]
+    fn who_has_to_log_in_is_told_how_with_the_home_of_the_tunnel() {
+        let told = |home_flag: &str| {
+            Obstacle::CaptivePortal { page: None, home_flag: home_flag.to_owned() }.to_string()
+        };
+        let with = told(" --home /a");
+        assert!(with.contains("`adit exclude --home /a -- BROWSER`"), "{with}");
+        assert!(with.contains("`adit down --home /a`"), "{with}");
+        assert!(told("").contains("`adit exclude -- BROWSER`"));
     }
 
     #[test]

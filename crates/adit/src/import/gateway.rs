@@ -22,7 +22,7 @@ pub(super) fn import(home: &Home, name: &InterfaceName, file: &WgQuick, found: &
             "a gateway of adit makes its own routes, so `Table` cannot be taken over; remove it from the file"
         );
     }
-    let networks = networks_of(&file.interface.addresses, why_gateway(found))?;
+    let networks = networks_of(&file.interface.addresses, why_gateway(found), &home.flag())?;
     let text = text_of(name, file, &networks, found);
     let mut document = Document::of_text(&path, &text)?;
     for (index, section) in file.peers.iter().enumerate() {
@@ -61,7 +61,7 @@ fn refuse_existing(path: &Path) -> anyhow::Result<()> {
 }
 
 /// One network of each family; the gateway of adit has the first address in it.
-fn networks_of(addresses: &[IpNet], why: &str) -> anyhow::Result<Vec<IpNet>> {
+fn networks_of(addresses: &[IpNet], why: &str, home_flag: &str) -> anyhow::Result<Vec<IpNet>> {
     let mut networks: Vec<IpNet> = Vec::new();
     for address in addresses {
         let network = address.trunc();
@@ -70,14 +70,14 @@ fn networks_of(addresses: &[IpNet], why: &str) -> anyhow::Result<Vec<IpNet>> {
             bail!(
                 "this file is read as that of a gateway ({why}), but {address} is one address and no network: if it is a \
                  gateway, write its network as {}/24 or the like; if it is a client, take those lines out, or go on with \
-                 the file as it is: `adit up FILE.conf --allow-hooks`",
+                 the file as it is: `adit up FILE.conf --allow-hooks{home_flag}`",
                 address.addr()
             );
         }
         if first != address.addr() {
             bail!(
                 "a gateway of adit has the first address of its network ({first}), and {address} is not that; give it that \
-                 address, or go on with the file as it is: `adit up`"
+                 address, or go on with the file as it is: `adit up FILE.conf{home_flag}`"
             );
         }
         if networks.iter().any(|known| known.addr().is_ipv4() == network.addr().is_ipv4()) {

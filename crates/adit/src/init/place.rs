@@ -23,10 +23,13 @@ pub(super) struct Place {
 pub(super) fn find(home: &Home, port: u16) -> anyhow::Result<Place> {
     let own = own_address([192, 0, 2, 1].into())
         .or_else(|| own_address(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1).into()))
-        .context(
-            "this host has no route to the internet, so clients cannot reach it by any address known here; tell where \
-             they do: `adit init --endpoint HOST:PORT`",
-        )?;
+        .with_context(|| {
+            format!(
+                "this host has no route to the internet, so clients cannot reach it by any address known here; tell \
+                 where they do: `adit init --endpoint HOST:PORT{}`",
+                home.flag()
+            )
+        })?;
     if !is_private(own) {
         return Ok(Place { host: own, reason: "this host's own public address".to_owned() });
     }

@@ -2,7 +2,7 @@
 
 use super::{Failure, Family, Found, Page, Seen};
 
-pub(super) fn print(page: &Page, only_outside: bool) -> String {
+pub(super) fn print(page: &Page, only_outside: bool, home_flag: &str) -> String {
     let families = families(page);
     let address = |found: &Option<Found>| found.as_ref().map_or("-".to_owned(), |it| it.address.to_string());
     if only_outside {
@@ -20,10 +20,9 @@ pub(super) fn print(page: &Page, only_outside: bool) -> String {
                     .to_owned()
             }
             "down" => "No tunnel is up: this is the address of your own connection.".to_owned(),
-            _ => {
-                "This is what the world sees now. Whether a tunnel is up only root can tell: `sudo adit ip`."
-                    .to_owned()
-            }
+            _ => format!(
+                "This is what the world sees now. Whether a tunnel is up only root can tell: `sudo adit ip{home_flag}`."
+            ),
         });
         return lines.join("\n");
     }
@@ -131,14 +130,20 @@ mod tests {
         let page =
             page_of(seen(found("198.51.100.2"), found("203.0.113.9")), seen(None, found("2001:db8:10::2")));
         assert_eq!(
-            print(&page, false),
+            print(&page, false, ""),
             "      THE WORLD SEES  WITHOUT THE TUNNEL  MASKED\n\
              IPv4  198.51.100.2    203.0.113.9         yes\n\
              IPv6  -               2001:db8:10::2      -\n\
              \n\
              The tunnel home is up. masked: yes"
         );
-        assert_eq!(print(&page, true), "IPv4  203.0.113.9\nIPv6  2001:db8:10::2");
+        assert_eq!(print(&page, true, ""), "IPv4  203.0.113.9\nIPv6  2001:db8:10::2");
+    }
+
+    #[test]
+    fn who_has_to_be_root_is_told_with_which_home() {
+        let page = Page { tunnel: "unknown", ..page_of(seen(found("198.51.100.2"), None), seen(None, None)) };
+        assert!(print(&page, false, " --home /a").contains("`sudo adit ip --home /a`"));
     }
 
     #[test]
@@ -147,7 +152,7 @@ mod tests {
             seen(found("198.51.100.2"), found("203.0.113.9")),
             seen(found("2001:db8::9"), found("2001:db8::9")),
         );
-        let text = print(&page, false);
+        let text = print(&page, false, "");
         assert!(text.contains("masked: no") && text.contains("IPv6 goes around the tunnel"), "{text}");
     }
 
