@@ -60,6 +60,13 @@ pub enum HostError {
     )]
     ProgramFailed { doing: String, program: String, said: String },
 
+    /// A program we ran did not end, so that nobody knows what it did.
+    #[error(
+        "cannot {doing}: {program} did not end in {secs} s and was killed. Run `{program}` by hand to see what it waits \
+         for, and then say this again"
+    )]
+    ProgramHung { doing: String, program: String, secs: f32 },
+
     /// Processes cannot be told apart.
     #[error(
         "the packets of one command cannot be told from those of others: there is no cgroup v2 below {root}. Mount it \
@@ -125,6 +132,11 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// Whether what was tried may have been done all the same.
+    pub(crate) fn leaves_doubt(&self) -> bool {
+        matches!(self, HostError::ProgramHung { .. })
+    }
+
     /// Whether a place for our files is missing, by rights or by a file system that cannot be written.
     pub(crate) fn is_refused_by_file_system(&self) -> bool {
         use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};

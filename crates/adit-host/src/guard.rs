@@ -22,7 +22,7 @@ use crate::route::{self, MadeRoute};
 use crate::rule::{self, MadeRule};
 use crate::sysctl::{self, MadeSysctl};
 
-pub use self::repair::{Extent as RepairExtent, Repaired};
+pub use self::repair::{Extent as RepairExtent, Repaired, Repairs};
 
 /// Makes the host match `plan`, in the calling thread's network namespace.
 ///
@@ -290,9 +290,9 @@ impl Guard {
             if result.is_err() {
                 recorded.try_for_each(|seq| journal.forget(seq))?;
             }
-            match result.is_err() && made.is_all_or_nothing() {
-                true => journal.forget(seq)?,
-                false => self.entries.push(Entry { change, made: Some((seq, made)) }),
+            match &result {
+                Err(error) if made.is_all_or_nothing() && !error.leaves_doubt() => journal.forget(seq)?,
+                _ => self.entries.push(Entry { change, made: Some((seq, made)) }),
             }
             result?;
         }

@@ -48,8 +48,8 @@ pub use firewall::{
 pub use gateway::{GatewayHost, gateway_plan, private_networks};
 pub use group::Group;
 pub use guard::{
-    Guard, RepairExtent, Repaired, Report, apply, blocks_left, undo_journal, undo_journal_but_blocks,
-    undo_journal_of_former_boot,
+    Guard, RepairExtent, Repaired, Repairs, Report, apply, blocks_left, undo_journal,
+    undo_journal_but_blocks, undo_journal_of_former_boot,
 };
 pub use link::{ethernet_links, link_exists, link_index, link_name};
 pub use monitor::{HostEvent, watch};

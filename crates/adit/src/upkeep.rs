@@ -248,17 +248,13 @@ impl Upkeep {
     }
 
     fn repair(&mut self, guard: &mut Guard, extent: &RepairExtent, since: Instant) {
-        let outcome = guard.repair(extent);
+        let repairs = guard.repair(extent);
         self.facts.kill_switch_missing = self.facts.kill_switch && !guard.is_closed();
-        let repaired = match outcome {
-            Ok(repaired) => repaired,
-            Err(error) => {
-                tracing::error!("what others changed on this host could not be mended: {error}");
-                return;
-            }
-        };
+        for error in &repairs.failures {
+            tracing::error!("what others changed on this host could not be mended: {error}");
+        }
         let now = unix_secs(SystemTime::now());
-        for again in repaired {
+        for again in repairs.made {
             let made_again = again.what;
             let after_millis = millis(again.at.saturating_duration_since(since));
             tracing::warn!(

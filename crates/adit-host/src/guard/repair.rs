@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::error::HostError;
@@ -53,6 +53,15 @@ pub struct Repaired {
     pub what: String,
     /// When it was there again.
     pub at: Instant,
+}
+
+/// What came of a repair.
+#[derive(Debug, Default)]
+pub struct Repairs {
+    /// What was made again.
+    pub made: Vec<Repaired>,
+    /// Why the rest could not be, each by itself.
+    pub failures: Vec<HostError>,
 }
 
 impl Repaired {
@@ -125,42 +134,32 @@ impl Guard {
     ///
     /// Sysctls and settings of a link other than whether it is up are left to whoever changed them. What others wrote
     /// into resolv.conf returns when the tunnel stops, in the place of what was there when it came.
-    pub fn repair(&mut self, extent: &Extent) -> Result<Vec<Repaired>, HostError> {
-        let mut repaired = Vec::new();
-        let mut failures = Vec::new();
+    pub fn repair(&mut self, extent: &Extent) -> Repairs {
+        let mut repairs = Repairs::default();
         if extent.firewall {
-            failures.extend(self.repair_firewalls(&extent.cut, &mut repaired).err());
+            self.repair_firewalls(&extent.cut, &mut repairs);
         }
         if extent.routing {
-            let outcome = self.repair_routing(&mut repaired);
+            let outcome = self.repair_routing(&mut repairs);
             self.unrepaired.routing = outcome.is_err();
-            failures.extend(outcome.err());
+            repairs.failures.extend(outcome.err());
         }
         if extent.resolver {
-            let outcome = self.repair_resolver(&mut repaired);
+            let outcome = self.repair_resolver(&mut repairs.made);
             self.unrepaired.resolver = outcome.is_err();
-            failures.extend(outcome.err());
+            repairs.failures.extend(outcome.err());
         }
         if extent.firewall {
             self.hold();
         }
-        match failures.pop() {
-            Some(error) if repaired.is_empty() => Err(error),
-            failure => {
-                failures.extend(failure);
-                failures.iter().for_each(|error| tracing::warn!("{error}"));
-                Ok(repaired)
-            }
-        }
+        repairs
     }
 
     /// A table that something was taken away from is loaded at once: to look first would leave the host open longer.
-    fn repair_firewalls(
-        &mut self,
-        cut: &BTreeMap<String, bool>,
-        repaired: &mut Vec<Repaired>,
-    ) -> Result<(), HostError> {
-        let Some(journal) = &self.journal else { return Ok(()) };
+    /// One that cannot be loaded keeps no other from it, but where `nft` hangs, it would for the next one as well.
+    fn repair_firewalls(&mut self, cut: &BTreeMap<String, bool>, repairs: &mut Repairs) {
+        let Some(journal) = &self.journal else { return };
+        let Repairs { made, failures } = repairs;
         let is_cut = |firewall: &Firewall| cut.get(&firewall.table()) == Some(&true);
         let firewalls = || {
             self.entries.iter().filter_map(|entry| match &entry.change {
@@ -168,57 +167,91 @@ impl Guard {
                 _ => None,
             })
         };
+        let mut lost = BTreeSet::new();
         for (change, firewall) in firewalls().filter(|(_, firewall)| is_cut(firewall)) {
-            firewall::load(firewall, journal.lock())?;
-            repaired.push(Repaired::now(change));
+            match firewall::load(firewall, journal.lock()) {
+                Ok(()) => made.push(Repaired::now(change)),
+                Err(error) => {
+                    self.shown.remove(&firewall.table());
+                    lost.insert(firewall.table());
+                    failures.push(error);
+                }
+            }
+            if hangs(failures) {
+                return;
+            }
         }
-        for (change, firewall) in firewalls() {
-            let mut shown = Shown::now(firewall)?;
+        for (change, firewall) in firewalls().filter(|(_, firewall)| !lost.contains(&firewall.table())) {
+            if hangs(failures) {
+                return;
+            }
+            let mut shown = match Shown::now(firewall) {
+                Ok(shown) => shown,
+                Err(error) => {
+                    failures.push(error);
+                    continue;
+                }
+            };
             let before = self.shown.get(&firewall.table());
             if before == Some(&shown) {
                 continue;
             }
             let mut is_new = before.is_none() && shown.is_complete(firewall) || is_cut(firewall);
+            let mut outcome = Ok(());
             // Others may have flushed it again meanwhile: how it looks is trusted only when all of it is there.
             for _ in 0..LOADS_MAX {
                 if is_new && shown.is_complete(firewall) {
                     break;
                 }
-                firewall::load(firewall, journal.lock())?;
-                repaired.push(Repaired::now(change));
-                shown = Shown::now(firewall)?;
+                let loaded = firewall::load(firewall, journal.lock());
+                made.extend(loaded.is_ok().then(|| Repaired::now(change)));
+                match loaded.and_then(|()| Shown::now(firewall)) {
+                    Ok(now) => shown = now,
+                    Err(error) => {
+                        outcome = Err(error);
+                        break;
+                    }
+                }
                 is_new = true;
             }
-            match shown.is_complete(firewall) {
+            match outcome.is_ok() && shown.is_complete(firewall) {
                 true => drop(self.shown.insert(firewall.table(), shown)),
                 false => drop(self.shown.remove(&firewall.table())),
             }
+            failures.extend(outcome.err());
         }
         for entry in &self.entries {
-            if let Change::Passage(it) = &entry.change
-                && let Some(missing) = passage::prepare(it)?
-                && passage::make_where_needed(&missing, journal.lock())?
-            {
-                repaired.push(Repaired::now(&entry.change));
+            let Change::Passage(it) = &entry.change else { continue };
+            if hangs(failures) {
+                return;
+            }
+            let outcome = passage::prepare(it).and_then(|missing| match missing {
+                Some(missing) => passage::make_where_needed(&missing, journal.lock()),
+                None => Ok(false),
+            });
+            match outcome {
+                Ok(true) => made.push(Repaired::now(&entry.change)),
+                Ok(false) => {}
+                Err(error) => failures.push(error),
             }
         }
-        Ok(())
     }
 
-    fn repair_routing(&self, repaired: &mut Vec<Repaired>) -> Result<(), HostError> {
+    /// Fails with the last failure.
+    fn repair_routing(&self, repairs: &mut Repairs) -> Result<(), HostError> {
         let mut netlink = Netlink::open()?;
         let tables = route::Tables::list(&mut netlink)?;
-        let mut failure = Ok(());
+        let mut last = Ok(());
         for entry in &self.entries {
             let Some((_, made)) = &entry.made else { continue };
             match repair_routing(&mut netlink, &tables, &entry.change, made) {
-                Ok(true) => repaired.push(Repaired::now(&entry.change)),
+                Ok(true) => repairs.made.push(Repaired::now(&entry.change)),
                 Ok(false) => {}
                 // The others must not go without repair because of one.
-                Err(error) => failure = Err(error),
+                Err(error) => repairs.failures.extend(std::mem::replace(&mut last, Err(error)).err()),
             }
         }
-        failure
+        last
     }
 
     fn repair_resolver(&mut self, repaired: &mut Vec<Repaired>) -> Result<(), HostError> {
@@ -237,6 +270,10 @@ impl Guard {
         }
         Ok(())
     }
+}
+
+fn hangs(failures: &[HostError]) -> bool {
+    failures.iter().any(HostError::leaves_doubt)
 }
 
 fn repair_routing(

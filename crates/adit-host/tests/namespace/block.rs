@@ -4,8 +4,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use adit_host::{
-    Block, Change, Firewall, Lockdown, Plan, RepairExtent, Step, apply, blocks_left, preview, undo_journal,
-    undo_journal_but_blocks, watch,
+    Block, Change, Firewall, Guard, Lockdown, Plan, RepairExtent, Repaired, Repairs, Step, apply,
+    blocks_left, preview, undo_journal, undo_journal_but_blocks, watch,
 };
 
 use super::host::*;
@@ -137,6 +137,12 @@ fn a_preview_tells_what_applying_does_and_does_nothing() {
     });
 }
 
+fn repaired_by(guard: &mut Guard, extent: &RepairExtent) -> Vec<Repaired> {
+    let Repairs { made, failures } = guard.repair(extent);
+    assert!(failures.is_empty(), "{failures:?}");
+    made
+}
+
 #[test]
 fn what_others_take_away_is_made_again() {
     in_namespace("block::what_others_take_away_is_made_again", || {
@@ -144,7 +150,7 @@ fn what_others_take_away_is_made_again() {
         let (sender, events) = mpsc::channel();
         watch(move |event| sender.send(event).is_ok()).unwrap();
         let mut guard = apply(&client_with(Some(Block { allow_lan: true })), &host.journal()).unwrap();
-        assert_eq!(guard.repair(&RepairExtent::all()).unwrap(), []);
+        assert_eq!(repaired_by(&mut guard, &RepairExtent::all()), []);
         let shown = || {
             let mut shown = state();
             // Handles, and the order of tables, are new for a table that was loaded again.
@@ -176,7 +182,7 @@ fn what_others_take_away_is_made_again() {
                 let event =
                     events.recv_timeout(Duration::from_secs(5)).unwrap_or_else(|_| panic!("{change}"));
                 let extent = guard.concern_of(&event);
-                repaired = guard.repair(&extent).unwrap();
+                repaired = repaired_by(&mut guard, &extent);
             }
             println!("{change}: {} ms: {repaired:?}", started.elapsed().as_millis());
             // What the kernel takes along arrives in events of its own.
@@ -184,12 +190,12 @@ fn what_others_take_away_is_made_again() {
             while !difference(&before, &shown()).is_empty() && Instant::now() < settled {
                 if let Ok(event) = events.recv_timeout(Duration::from_millis(50)) {
                     let extent = guard.concern_of(&event);
-                    guard.repair(&extent).unwrap();
+                    repaired_by(&mut guard, &extent);
                 }
             }
             let left = difference(&before, &shown());
             assert!(left.is_empty(), "{change}\n{}", left.join("\n"));
         }
-        assert_eq!(guard.repair(&RepairExtent::all()).unwrap(), []);
+        assert_eq!(repaired_by(&mut guard, &RepairExtent::all()), []);
     });
 }
