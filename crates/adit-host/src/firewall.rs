@@ -17,7 +17,7 @@ mod table;
 mod tests;
 mod twin;
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::fs::File;
 
 use nftables::batch::Batch;
@@ -88,13 +88,13 @@ impl Firewall {
     /// The name of the table in the `inet` family.
     pub fn table(&self) -> String {
         match self {
-            Firewall::Gateway(it) => named("adit_", &it.link),
-            Firewall::Client(it) => named("adit_", &it.link),
+            Firewall::Gateway(it) => link_table(&it.link),
+            Firewall::Client(it) => link_table(&it.link),
             Firewall::Lockdown(_) => LOCKDOWN_TABLE.to_owned(),
             Firewall::Split(it) => split_table(&it.link),
-            Firewall::Outage(_) => "adit_verify".to_owned(),
-            Firewall::Group(it) => named("adit_beside_", &it.link),
-            Firewall::Clamp(it) => named("adit_mss_", &it.link),
+            Firewall::Outage(_) => OUTAGE_TABLE.to_owned(),
+            Firewall::Group(it) => named(BESIDE, &it.link),
+            Firewall::Clamp(it) => named(MSS, &it.link),
         }
     }
 
@@ -158,14 +158,36 @@ impl fmt::Display for Firewall {
     }
 }
 
+const OUTAGE_TABLE: &str = "adit_verify";
+const SPLIT: &str = "adit_split_";
+const BESIDE: &str = "adit_beside_";
+const MSS: &str = "adit_mss_";
+
+/// The table of the tunnel or gateway `link`. One whose link is called like the table of another, as `split_x` is, begins
+/// otherwise.
+fn link_table(link: &str) -> String {
+    let name = named("adit_", link);
+    let is_of_another = name == OUTAGE_TABLE || [SPLIT, BESIDE, MSS].iter().any(|it| name.starts_with(it));
+    if is_of_another { named("adit-link_", link) } else { name }
+}
+
+/// No two links have the same name: what nftables takes in no name of a table stands there by its number, after the one
+/// character that it takes and no link has.
 fn named(prefix: &str, link: &str) -> String {
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "_-.".contains(c) { c } else { '_' };
-    format!("{prefix}{}", link.chars().map(plain).collect::<String>())
+    let mut name = prefix.to_owned();
+    for c in link.chars() {
+        match c.is_ascii_alphanumeric() || "_-.".contains(c) {
+            true => name.push(c),
+            // Writing to a string cannot fail.
+            false => drop(write!(name, "/{:x}/", u32::from(c))),
+        }
+    }
+    name
 }
 
 /// The table that parts the traffic of the tunnel `link`.
 pub fn split_table(link: &str) -> String {
-    named("adit_split_", link)
+    named(SPLIT, link)
 }
 
 /// A table we loaded.
@@ -217,7 +239,7 @@ pub(crate) fn undo(made: &MadeFirewall, lock: &File) -> Result<Outcome, HostErro
 /// Whether the kernel has our table of the tunnel `link` that lets nothing in or out that it does not know: the kill
 /// switch.
 pub fn closes_host(link: &str) -> bool {
-    closes(&named("adit_", link))
+    closes(&link_table(link))
 }
 
 /// Whether the kernel has the table of [`Lockdown`].

@@ -49,7 +49,38 @@ fn the_table_is_named_after_the_link_and_only_with_plain_characters() {
     let named = |link: &str| Firewall::Gateway(GatewayFirewall { link: link.into(), ..gateway(&[]) }).table();
     assert_eq!(named("adit0"), "adit_adit0");
     assert_eq!(named("vpn-1.x"), "adit_vpn-1.x");
-    assert_eq!(named("vpn 1;{"), "adit_vpn_1__");
+    assert_eq!(named("vpn 1;{"), "adit_vpn/20/1/3b//7b/");
+}
+
+/// The tables that a tunnel may have, each for another purpose.
+fn tables_of(link: &str) -> Vec<String> {
+    let clamp = ClampFirewall { link: link.into(), mtu_bytes: 1420 };
+    let group = GroupFirewall {
+        link: link.into(),
+        addresses: vec![],
+        group: crate::group::Group { path: "some".into() },
+        mark: 1,
+        name_servers: vec![],
+    };
+    let held = named("adit-held_", link);
+    let of_link = Firewall::Gateway(GatewayFirewall { link: link.into(), ..gateway(&[]) });
+    let others = [Firewall::Clamp(clamp), Firewall::Group(group)].map(|it| it.table());
+    [vec![of_link.table(), split_table(link), held], others.to_vec()].concat()
+}
+
+#[test]
+fn no_two_links_have_a_table_of_the_same_name_whatever_they_are_called() {
+    let links = "x split_x beside_x mss_x held_x link_x verify split_ split_split_x split_= lockdown a=b a+b a_b -x = 3d _3d_";
+    let links: Vec<&str> = links.split(' ').collect();
+    let mut tables: Vec<String> = links.iter().flat_map(|link| tables_of(link)).collect();
+    let lockdown = Firewall::Lockdown(Lockdown { fwmark: 1, allow_lan: false });
+    let outage = Firewall::Outage(OutageFirewall { fwmark: 1 });
+    tables.extend([lockdown.table(), outage.table()]);
+    let different: std::collections::BTreeSet<&String> = tables.iter().collect();
+    assert_eq!(different.len(), links.len() * 5 + 2, "{tables:?}");
+    // Those of ordinary links are called as ever.
+    let usual = ["adit_x", "adit_split_x", "adit-held_x", "adit_mss_x", "adit_beside_x"];
+    assert_eq!(tables_of("x"), usual);
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod block;
 mod dns;
 mod faults;
 mod host;
+mod names;
 
 use std::env;
 use std::fs;
