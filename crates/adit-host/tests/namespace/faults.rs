@@ -1,15 +1,17 @@
 //! What fails midway is rolled back, and what fails alone keeps nothing else from being mended.
 
+use std::env;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use adit_host::{Block, HostError, HostEvent, Plan, RepairExtent, apply};
+use adit_host::{Block, Hop, HostError, HostEvent, Link, Plan, RepairExtent, Sysctl, apply};
 
-use super::client_with;
+use super::{JOURNAL, client, client_with, dev, gateway, route_to};
 use crate::host::*;
 
 /// The tables `adit_adit0` and `adit_adit1`, in this order, and what else a client needs.
@@ -123,5 +125,93 @@ fn a_table_that_cannot_be_made_again_keeps_no_other_from_it() {
         }
         guard.undo().unwrap();
         assert_same(&before);
+    });
+}
+
+#[test]
+fn a_failure_half_way_leaves_nothing() {
+    in_namespace("faults::a_failure_half_way_leaves_nothing", || {
+        let host = Host::new();
+        let before = state();
+        let unreachable = Hop::Gateway { via: "203.0.113.1".parse().unwrap(), link: None };
+        let plans = [
+            Plan {
+                routes: vec![route_to("10.0.0.0/8", dev("adit0")), route_to("10.1.0.0/16", unreachable)],
+                ..client()
+            },
+            Plan {
+                routes: vec![route_to("10.0.0.0/8", dev("adit0")), route_to("10.1.0.0/16", dev("adit9"))],
+                ..client()
+            },
+            Plan { sysctls: vec![Sysctl::new("net.ipv4.no_such_thing", "1")], ..client() },
+            Plan {
+                sysctls: vec![Sysctl::new("net.ipv4.ip_forward", "1"), Sysctl::new("../x", "1")],
+                ..client()
+            },
+            Plan { links: vec![Link { name: "adit0".into(), mtu_bytes: Some(7), up: true }], ..client() },
+            Plan { routes: vec![route_to("192.0.2.0/24", dev("adit0"))], ..client() },
+        ];
+        for plan in plans {
+            let error = apply(&plan, &host.journal()).unwrap_err();
+            assert!(!matches!(error, HostError::RollbackIncomplete { .. }), "{error}");
+            println!("{error}");
+            assert_same(&before);
+            assert!(!host.journal().exists());
+        }
+        apply(&client(), &host.journal()).unwrap().undo().unwrap();
+    });
+}
+
+#[test]
+fn ipv6_switched_off_is_said_so() {
+    in_namespace("faults::ipv6_switched_off_is_said_so", || {
+        let host = Host::new();
+        assert!(adit_host::ipv6_enabled());
+        set_sysctl("net.ipv6.conf.all.disable_ipv6", "1");
+        assert!(!adit_host::ipv6_enabled());
+        let before = state();
+        let error = apply(&client(), &host.journal()).unwrap_err();
+        assert!(matches!(error, HostError::Ipv6Off { .. }), "{error}");
+        assert_same(&before);
+    });
+}
+
+/// Not a test by itself: what `without_rights_the_error_says_to_use_sudo` runs.
+#[test]
+#[ignore = "run by another test"]
+fn applies_and_tells() {
+    let Some(journal) = env::var_os(JOURNAL).map(PathBuf::from) else { return };
+    let only_route = Plan { routes: client().routes, ..Plan::default() };
+    for plan in [client(), gateway(), only_route] {
+        match apply(&plan, &journal) {
+            Ok(guard) => {
+                println!("applied");
+                guard.undo().unwrap();
+            }
+            Err(error) => println!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn without_rights_the_error_says_to_use_sudo() {
+    in_namespace("faults::without_rights_the_error_says_to_use_sudo", || {
+        let host = Host::new();
+        ip("link set adit0 up");
+        add_ipv6("fd00:9::9/128", "adit0");
+        let before = state();
+        let told = |wrapper: &[&str]| {
+            let mut command = Command::new(wrapper[0]);
+            command.args(&wrapper[1..]).arg(env::current_exe().unwrap());
+            command.args(["--exact", "faults::applies_and_tells", "--nocapture", "--include-ignored"]);
+            let output = command.env(JOURNAL, host.journal()).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(told(&["env"]).matches("applied").count(), 3);
+        let told = told(&["setpriv", "--bounding-set=-all", "--inh-caps=-all"]);
+        assert_eq!(told.matches("permission denied").count(), 3, "{told}");
+        assert_eq!(told.matches("sudo").count(), 3, "{told}");
+        assert_same(&before);
+        assert!(!host.journal().exists());
     });
 }
