@@ -502,10 +502,11 @@ impl Forwarding {
             path.activity.packet_received(now);
             return Ok(None);
         }
+        let inside = InsideHeader::parse(packet)?;
         if path.activity.data_received(now) {
             notices.push(Notice::OwingReply(Arc::clone(path)));
         }
-        let inside = self.admit_inside(now, path, InsideHeader::parse(packet)?, packet, notices)?;
+        let inside = self.admit_inside(now, path, inside, packet, notices)?;
         let start = TRANSPORT_HEADER_LEN.saturating_add(ASIDE_HEADER_LEN);
         Ok(Some(Arrived { packet: start..start.saturating_add(inside.total_len), segment_size: None }))
     }

@@ -47,6 +47,9 @@ const LOOK: Duration = Duration::from_millis(500);
 const DOUBT: Duration = Duration::from_millis(2_500);
 /// Unanswered for so long, challenges included: the way is dead.
 const DEAD: Duration = Duration::from_secs(5);
+/// How often two connections in use are asked whether they work, and what they carry when they are not in use.
+const WATCH: Duration = Duration::from_secs(2);
+const WATCH_BYTES: u64 = 512;
 /// Between attempts while no way works.
 const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
@@ -250,13 +253,17 @@ impl Caller {
         let mut answered = None;
         let (streams, remote) = (Arc::clone(&self.streams), self.remote.clone());
         let mut aside = Aside::new(streams, remote, self.target.peer, way);
+        self.streams.settle(&self.target.peer, endpoint);
+        let mut watch = Watch::new();
         self.way_back.begin(Instant::now());
         loop {
             aside.tend(&self.target.link).await;
             match self.next(Instant::now() + LOOK).await? {
                 Some(News::Ended(ended)) if ended == number => return Ok(At::Nowhere),
                 Some(News::Ended(ended)) => aside.ended(ended),
-                Some(News::Answered(by)) if by.carrier == endpoint.carrier => answered = Some(Instant::now()),
+                Some(News::Answered(by)) if by.carrier == endpoint.carrier => {
+                    (answered, watch.asked) = (Some(Instant::now()), Questions::default());
+                }
                 Some(News::Answered(by)) if by.carrier == Carrier::Udp => {
                     if self.choice == CarrierChoice::Auto && self.way_back.answered(Instant::now()) {
                         tracing::info!("UDP works again; moving back to it");
@@ -287,9 +294,20 @@ impl Caller {
                     let silence = self.path().map_or(Duration::ZERO, |path| silence_of(&path));
                     if silence > DOUBT {
                         self.challenge(endpoint);
-                        aside.doubt();
                     }
-                    if silence > DEAD && answered.is_none_or(|at: Instant| at.elapsed() > DOUBT) {
+                    // Each of two connections hides that the other is dead: what is in use is asked for itself.
+                    let carried = self.path().map_or(0, |path| path.traffic.carried());
+                    if watch.is_due(carried)
+                        && self.has_session()
+                        && let Some(beside) = aside.ask_again()
+                    {
+                        watch.asked.note();
+                        self.challenge(endpoint);
+                        self.challenge(beside);
+                    }
+                    if watch.asked.are_in_vain()
+                        || silence > DEAD && answered.is_none_or(|at: Instant| at.elapsed() > DOUBT)
+                    {
                         tracing::info!(
                             "the connection to {} is dead; opening another",
                             self.target.link.name
@@ -353,6 +371,45 @@ impl Caller {
             tracing::warn!("{problem}; it is tried again");
         }
         self.told = Some(problem);
+    }
+}
+
+/// When two connections are asked whether they work: now and then while something is carried.
+struct Watch {
+    next: Instant,
+    carried: u64,
+    /// What the first has not answered.
+    asked: Questions,
+}
+
+/// Questions without an answer: the first, and how many.
+#[derive(Clone, Copy, Debug, Default)]
+struct Questions(Option<(Instant, u32)>);
+
+impl Questions {
+    fn note(&mut self) {
+        let (first, asked) = self.0.unwrap_or((Instant::now(), 0));
+        self.0 = Some((first, asked + 1));
+    }
+
+    /// One could have got lost in the program; none of several has to be.
+    fn are_in_vain(&self) -> bool {
+        self.0.is_some_and(|(first, asked)| asked > 1 && first.elapsed() > DEAD)
+    }
+}
+
+impl Watch {
+    fn new() -> Self {
+        Self { next: Instant::now() + WATCH, carried: 0, asked: Questions::default() }
+    }
+
+    /// Whether it is time, and more was carried since the last time than question and answer.
+    fn is_due(&mut self, carried: u64) -> bool {
+        if Instant::now() < self.next {
+            return false;
+        }
+        self.next = Instant::now() + WATCH;
+        carried.saturating_sub(std::mem::replace(&mut self.carried, carried)) > WATCH_BYTES
     }
 }
 

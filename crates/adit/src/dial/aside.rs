@@ -12,7 +12,7 @@ use adit_proto::key::PublicKey;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::DOUBT;
+use super::Questions;
 use crate::driver::{NewStream, Remote, Streams};
 use crate::stream::{Link, LinkError, Way, connect};
 
@@ -40,8 +40,8 @@ enum State {
     Opening(JoinHandle<Result<NewStream, LinkError>>),
     /// The gateway is to answer by then.
     Asked(Endpoint, Instant),
-    /// In use since then.
-    Open(Endpoint, Instant),
+    /// In use, and whether it was asked for itself.
+    Open(Endpoint, Questions),
 }
 
 impl Aside {
@@ -52,6 +52,10 @@ impl Aside {
 
     /// What is due; to be called every now and then.
     pub(super) async fn tend(&mut self, link: &Link) {
+        // That it ended is told, but news can be lost.
+        if self.number().is_some_and(|number| !self.streams.is_open(number)) {
+            self.later();
+        }
         match &mut self.state {
             State::Due(at) if Instant::now() >= *at => {
                 let (link, way) = (link.clone(), self.way);
@@ -65,6 +69,10 @@ impl Aside {
                 tracing::debug!("the gateway does not answer by a second connection");
                 self.later();
             }
+            State::Open(_, asked) if asked.are_in_vain() => {
+                tracing::debug!("the gateway does not answer by the second connection any more");
+                self.later();
+            }
             State::Due(_) | State::Opening(_) | State::Asked(..) | State::Open(..) => {}
         }
     }
@@ -75,19 +83,20 @@ impl Aside {
             && endpoint.carrier == by.carrier
         {
             self.streams.accompany(&self.peer, endpoint);
-            self.state = State::Open(endpoint, Instant::now());
+            self.state = State::Open(endpoint, Questions::default());
             self.pause = PAUSE_MIN;
+        } else if let State::Open(endpoint, asked) = &mut self.state
+            && endpoint.carrier == by.carrier
+        {
+            *asked = Questions::default();
         }
     }
 
-    /// The gateway is silent. Perhaps only what goes by this one gets no answer: another takes its place.
-    pub(super) fn doubt(&mut self) {
-        if let State::Open(_, since) = self.state
-            && since.elapsed() > DOUBT
-        {
-            self.end();
-            self.state = State::Due(Instant::now());
-        }
+    /// Where to ask whether it still works, when it is in use: an answer has to come from now on.
+    pub(super) fn ask_again(&mut self) -> Option<Endpoint> {
+        let State::Open(endpoint, asked) = &mut self.state else { return None };
+        asked.note();
+        Some(*endpoint)
     }
 
     /// A connection has ended.
@@ -100,7 +109,9 @@ impl Aside {
     /// Its number; it does not end with this any more.
     pub(super) fn take_number(mut self) -> Option<u64> {
         let number = self.number();
-        self.state = State::Due(Instant::now());
+        if number.is_some() {
+            self.state = State::Due(Instant::now());
+        }
         number
     }
 

@@ -2,8 +2,9 @@
 //!
 //! On a connection a lost segment holds up all that is behind it, and a bulk transfer keeps much behind it. Flows that
 //! send little (echoes, names, keystrokes, voices, the first packets of anything) have a connection of their own. A
-//! flow that sends more goes over to the other one, and comes back when it has sent little for a second: by then what it
-//! had there has arrived, so that nothing overtakes. Flows that share a place in the table share its fate.
+//! flow that sends more goes over to the other one, and comes back when it has sent nothing there for a second: by then
+//! what it had there has arrived, or waits longer than anybody should. Where it goes over, the first packets there may
+//! overtake the last ones here. Flows that share a place in the table share its fate.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -19,8 +20,8 @@ const LITTLE_BYTES: u32 = 8 * 1024;
 const LITTLE_PACKETS: u32 = 16;
 /// Nor are so many of TCP: they are the acknowledgements of a transfer, to which time matters less.
 const LITTLE_PACKETS_OF_TCP: u32 = 3;
-/// For how long a flow that has sent more goes with the bulk.
-const BULK_MILLIS: u64 = 1_000;
+/// How long a flow that has sent more has to be quiet before it is sparse again.
+const QUIET_MILLIS: u64 = 1_000;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
@@ -37,7 +38,8 @@ struct Place {
     window: u64,
     bytes: u32,
     packets: u32,
-    bulk_until_millis: u64,
+    /// When it last went with the bulk; 0 is never.
+    bulk_millis: u64,
 }
 
 impl SparseFlows {
@@ -61,10 +63,12 @@ impl SparseFlows {
         place.bytes = place.bytes.saturating_add(packet.len() as u32);
         place.packets += 1;
         let most = if protocol == TCP { LITTLE_PACKETS_OF_TCP } else { LITTLE_PACKETS };
-        if place.bytes > LITTLE_BYTES || place.packets > most || packets > 1 {
-            place.bulk_until_millis = now + BULK_MILLIS;
+        let is_much = place.bytes > LITTLE_BYTES || place.packets > most || packets > 1;
+        let was_bulk = place.bulk_millis != 0 && now.saturating_sub(place.bulk_millis) < QUIET_MILLIS;
+        if is_much || was_bulk {
+            place.bulk_millis = now;
         }
-        now >= place.bulk_until_millis
+        !(is_much || was_bulk)
     }
 }
 
@@ -132,7 +136,8 @@ mod tests {
         let acks: Vec<bool> = (0..20).map(|_| flows.take(at(5_000), &ack, 1)).collect();
         assert_eq!(acks.iter().take_while(|it| **it).count(), 3);
         assert!(!flows.take(at(5_900), &udp(1, 200), 1));
-        assert!(flows.take(at(6_000), &udp(1, 200), 1));
+        assert!(!flows.take(at(6_800), &udp(1, 200), 1), "it was not quiet");
+        assert!(flows.take(at(7_800), &udp(1, 200), 1));
     }
 
     #[test]

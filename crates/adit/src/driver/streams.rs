@@ -209,8 +209,9 @@ impl Streams {
     /// A message of `peer` has authenticated on a connection for the first time: it is the newest of the peer's, or the
     /// one beside the others.
     pub(super) fn claim(&self, claimed: &Stream, peer: PublicKey, is_aside: bool) {
-        *claimed.peer.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
+        // First: whoever sees whose it is has to see this too.
         claimed.is_aside.fetch_or(is_aside, Relaxed);
+        *claimed.peer.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
         drop(claimed.place.lock().unwrap_or_else(PoisonError::into_inner).take());
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         let others = table
@@ -218,11 +219,19 @@ impl Streams {
             .filter(|it| it.number != claimed.number)
             .filter(|it| *it.peer.lock().unwrap_or_else(PoisonError::into_inner) == Some(peer));
         let (asides, mut others): (Vec<_>, Vec<_>) = others.partition(|it| it.is_aside.load(Relaxed));
-        // A peer that comes by another way has left the one beside the old way too.
-        asides.iter().for_each(|it| it.connection.close());
         if claimed.is_aside.load(Relaxed) {
+            asides.iter().for_each(|it| it.connection.close());
             others.iter().for_each(|it| it.beside.store(claimed.number, Relaxed));
             return;
+        }
+        for aside in asides {
+            if aside.number > claimed.number {
+                // It was opened beside this one, which only speaks for the first time now.
+                claimed.beside.store(aside.number, Relaxed);
+            } else {
+                // A peer that comes by another way has left the one beside the old way too.
+                aside.connection.close();
+            }
         }
         others.sort_by_key(|it| std::cmp::Reverse(it.number));
         for (at, other) in others.into_iter().enumerate() {
@@ -230,6 +239,14 @@ impl Streams {
             if at + 1 >= OF_A_PEER {
                 other.connection.close();
             }
+        }
+    }
+
+    /// `peer` is reached by this connection: we opened it, and the handshake went by it, which is no message of a session.
+    pub fn settle(&self, peer: &PublicKey, main: Endpoint) {
+        let main = main.carrier.connection().and_then(|number| self.get(number));
+        if let Some(main) = main.filter(|it| it.peer() != Some(*peer)) {
+            self.claim(&main, *peer, false);
         }
     }
 
@@ -258,6 +275,10 @@ impl Streams {
 impl Stream {
     pub(super) fn take_received(&self) -> Vec<u8> {
         std::mem::take(&mut *self.received.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn peer(&self) -> Option<PublicKey> {
+        *self.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The number of the connection beside this one, for flows that send little.
