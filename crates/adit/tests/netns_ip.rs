@@ -364,6 +364,6 @@ fn an_ordinary_user_is_told_what_the_world_sees_and_that_only_root_knows_more() 
     assert!(text.ok() && text.stdout.contains("sudo adit ip"), "{text:?}");
     let outside = as_user(&["--outside"]);
     assert_eq!(outside.code(), Some(1));
-    assert!(outside.stderr.contains("run `sudo adit ip --outside`"), "{}", outside.stderr);
+    assert!(outside.stderr.contains("run `sudo adit ip --outside --home "), "{}", outside.stderr);
     assert_eq!(ask(client, &services, &["--outside", "-4"])["ipv4"]["outside"]["address"], public(0));
 }

@@ -94,7 +94,7 @@ fn a_download_survives_that_udp_dies_below_it_and_comes_back() {
     let file = admit(&internet.gateway, "phone", client, &[]);
     up(client, &file, &[]);
     wait_for_carrier(client, &["udp"], SOON);
-    let download = internet.start_download(client, FILE, 150);
+    let download = internet.start_download(client, FILE, 200);
     std::thread::sleep(Duration::from_secs(2));
     let before = peer(client)["last_handshake_secs_ago"].as_u64().unwrap();
     internet.router.drop_udp().unwrap();
