@@ -11,6 +11,7 @@
 //! published state: routes and paths, receiver indices, mac1 keys; but for a peer's endpoint, which follows the
 //! packet that the lane has just opened ([`crate::path`]).
 
+mod batch;
 mod stream;
 
 use core::net::IpAddr;
@@ -30,7 +31,7 @@ use crate::icmp;
 use crate::index::IndexTable;
 use crate::key::PublicKey;
 use crate::keypair::{Keypair, blocks_of};
-use crate::packet::{Ecn, InsideHeader, ecn_decapsulate};
+use crate::packet::{Ecn, InsideHeader};
 use crate::path::{Path, Staged};
 use crate::pmtu::{self, Probe};
 use crate::reason::{DropCounters, DropReason};
@@ -39,6 +40,7 @@ use crate::time::Instant;
 use crate::unfinished::{self, Place};
 use crate::wire::{Message, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN, TransportHeader};
 
+pub use self::batch::Batch;
 pub use crate::inbound::{Arrived, Checksum, FromStream, Inbound};
 pub use crate::padding::Padding;
 
@@ -212,6 +214,7 @@ impl Forwarding {
     }
 
     /// Handles one datagram in place. Returns where in `datagram` the inside packet lies, complete, if there is one.
+    /// For whoever has one at a time; a lane has a [`Batch`].
     pub fn arrive(
         &self,
         now: Instant,
@@ -220,35 +223,11 @@ impl Forwarding {
         datagram: &mut [u8],
         notices: &mut Vec<Notice>,
     ) -> Option<Range<usize>> {
-        let Inbound { packet, checksum } = self.arrive_unfinished(now, from, ecn, datagram, notices)?;
+        let Inbound { packet, checksum } = self.batch(now).arrive(from, ecn, datagram, notices)?;
         if checksum == Checksum::Unfinished {
             unfinished::finish(datagram.get_mut(packet.clone())?)?;
         }
         Some(packet)
-    }
-
-    /// [`Self::arrive`] for a device that takes packets whose checksum is to be finished.
-    pub fn arrive_unfinished(
-        &self,
-        now: Instant,
-        from: &Endpoint,
-        ecn: Ecn,
-        datagram: &mut [u8],
-        notices: &mut Vec<Notice>,
-    ) -> Option<Inbound> {
-        let result = match Message::parse(datagram) {
-            Ok((suite, Message::Transport(header))) => {
-                self.arrive_transport(now, from, ecn, suite, &header, datagram, notices)
-            }
-            Ok((suite, message)) => {
-                self.arrive_handshake(now, from, suite, &message, datagram, notices).map(|()| None)
-            }
-            Err(reason) => Err(reason),
-        };
-        result.unwrap_or_else(|reason| {
-            self.drops.count(reason);
-            None
-        })
     }
 
     /// A notice that could not be delivered to the engine: what it asked for is due again at the next packet.
@@ -286,30 +265,6 @@ impl Forwarding {
         self.own_addresses.store(Arc::new(addresses));
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn arrive_transport(
-        &self,
-        now: Instant,
-        from: &Endpoint,
-        ecn: Ecn,
-        suite: Suite,
-        header: &TransportHeader,
-        datagram: &mut [u8],
-        notices: &mut Vec<Notice>,
-    ) -> Result<Option<Inbound>, DropReason> {
-        let (keypair, opened) = self.open_transport(now, from, suite, header, datagram, notices)?;
-        let (packet, inside, checksum) = match opened {
-            Opened::Packet(packet, inside, checksum) => (packet, inside, checksum),
-            Opened::Aside(_) => return Err(DropReason::MalformedInside),
-            Opened::Nothing => return Ok(None),
-        };
-        let inside = inside.ok_or(DropReason::MalformedInside)?;
-        let inside = self.admit_inside(now, &keypair.path, inside, packet, notices)?;
-        ecn_decapsulate(ecn, packet)?;
-        let packet = TRANSPORT_HEADER_LEN..TRANSPORT_HEADER_LEN.saturating_add(inside.total_len);
-        Ok(Some(Inbound { packet, checksum }))
-    }
-
     /// Opens a transport message, and does what an authenticated one calls for.
     #[inline]
     fn open_transport<'m>(
@@ -327,26 +282,37 @@ impl Forwarding {
         }
         let message_len = message.len() as u64;
         let packet = keypair.open(now, header.counter, message)?;
+        keypair.path.traffic.received(1, message_len);
+        let checksum = take_mark(suite, packet);
+        let opened = self.opened(now, from, &keypair, packet, checksum, notices)?;
+        Ok((keypair, opened))
+    }
+
+    /// Does what an authenticated message calls for.
+    fn opened<'m>(
+        &self,
+        now: Instant,
+        from: &Endpoint,
+        keypair: &Arc<Keypair>,
+        packet: &'m mut [u8],
+        checksum: Checksum,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Opened<'m>, DropReason> {
         let path = &keypair.path;
-        path.traffic.received(1, message_len);
-        let checksum = match suite == Suite::Aes256Gcm && unfinished::take_mark(packet) {
-            true => Checksum::Unfinished,
-            false => Checksum::Finished,
-        };
         if Content::is_one(packet) {
             match Content::parse(packet) {
                 Some(Content::Challenge(chosen)) => {
-                    notices.push(Notice::Challenged(Arc::clone(&keypair), *from, chosen));
-                    return Ok((keypair, Opened::Nothing));
+                    notices.push(Notice::Challenged(Arc::clone(keypair), *from, chosen));
+                    return Ok(Opened::Nothing);
                 }
                 Some(Content::Answer(chosen)) => {
                     notices.push(Notice::WayAnswered(Arc::clone(path), *from, chosen));
-                    return Ok((keypair, Opened::Nothing));
+                    return Ok(Opened::Nothing);
                 }
                 // Over datagrams there is nothing to wait behind.
                 Some(Content::Aside) if from.carrier != Carrier::Udp => {
-                    self.used(now, &keypair, notices);
-                    return Ok((keypair, Opened::Aside(packet)));
+                    self.used(now, keypair, notices);
+                    return Ok(Opened::Aside(packet));
                 }
                 Some(Content::Superpacket { .. } | Content::Aside) | None => {}
             }
@@ -354,15 +320,14 @@ impl Forwarding {
         if path.heard_from(from) {
             notices.push(Notice::Roamed(Arc::clone(path), *from));
         }
-        self.used(now, &keypair, notices);
+        self.used(now, keypair, notices);
         if packet.is_empty() {
             path.activity.packet_received(now);
-            return Ok((keypair, Opened::Nothing));
+            return Ok(Opened::Nothing);
         }
         let inside = match InsideHeader::parse(packet) {
             Ok(inside) => {
-                let whole = packet.get(..inside.total_len).unwrap_or_default();
-                if checksum == Checksum::Unfinished && Place::of(whole).is_none() {
+                if !is_whole(checksum, &inside, packet) {
                     return Err(DropReason::MalformedInside);
                 }
                 Some(inside)
@@ -370,15 +335,15 @@ impl Forwarding {
             Err(_) if Content::is_one(packet) => None,
             Err(reason) => {
                 path.activity.packet_received(now);
-                let probe = Probe::parse(suite, packet).ok_or(reason)?;
+                let probe = Probe::parse(keypair.suite, packet).ok_or(reason)?;
                 notices.push(Notice::Probe(Arc::clone(path), probe));
-                return Ok((keypair, Opened::Nothing));
+                return Ok(Opened::Nothing);
             }
         };
         if path.activity.data_received(now) {
             notices.push(Notice::OwingReply(Arc::clone(path)));
         }
-        Ok((keypair, Opened::Packet(packet, inside, checksum)))
+        Ok(Opened::Packet(packet, inside, checksum))
     }
 
     /// Cryptokey routing: the source of a packet must belong to the peer that it comes from; and its limits.
@@ -510,6 +475,21 @@ impl Forwarding {
         self.drops.count(reason);
         Departure::Drop(reason)
     }
+}
+
+/// Takes the mark from an opened packet that says what is left of its checksum. Only adit speaks the suite that has one.
+#[inline]
+fn take_mark(suite: Suite, packet: &mut [u8]) -> Checksum {
+    match suite == Suite::Aes256Gcm && unfinished::take_mark(packet) {
+        true => Checksum::Unfinished,
+        false => Checksum::Finished,
+    }
+}
+
+/// Whether an inside packet has the checksum that is left of it.
+#[inline]
+fn is_whole(checksum: Checksum, inside: &InsideHeader, packet: &[u8]) -> bool {
+    checksum == Checksum::Finished || Place::of(packet.get(..inside.total_len).unwrap_or_default()).is_some()
 }
 
 #[cfg(test)]

@@ -59,6 +59,8 @@ pub struct Coalescer {
     runs: Vec<Run>,
     flows: Box<[Entry; FLOWS]>,
     generation: u32,
+    /// The run that the last packet of any flow went to.
+    latest: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -117,6 +119,7 @@ impl Coalescer {
             runs: Vec::new(),
             flows: Box::new([Entry::default(); FLOWS]),
             generation: 1,
+            latest: None,
         }
     }
 
@@ -152,23 +155,29 @@ impl Coalescer {
         let number = self.packets.len() as u32;
         self.packets.push(Packet { start, len: packet.len() as u32, next: None, unfinished });
 
+        // Packets of a flow come in trains.
+        if let Some(run) = self.latest
+            && self.append(memory, run, number, packet)
+        {
+            return;
+        }
         let parsed =
             if self.merge_tcp || self.merge_udp { Parsed::of(packet, unfinished) } else { Parsed::Alien };
         match parsed {
             Parsed::Candidate(candidate) if self.merges(candidate.flow.protocol) => {
                 let slot = self.slot(&candidate.flow);
                 let entry = self.flows[slot];
-                if entry.generation != self.generation
-                    || !self.append(memory, entry.run, number, packet, &candidate)
+                if entry.generation == self.generation
+                    && self.latest != Some(entry.run)
+                    && self.append(memory, entry.run, number, packet)
                 {
-                    self.flows[slot] = Entry { generation: self.generation, run: self.runs.len() as u32 };
-                    self.runs.push(Run {
-                        first: number,
-                        last: number,
-                        packets: 1,
-                        open: Some(candidate.open()),
-                    });
+                    self.latest = Some(entry.run);
+                    return;
                 }
+                let run = self.runs.len() as u32;
+                self.flows[slot] = Entry { generation: self.generation, run };
+                self.latest = Some(run);
+                self.runs.push(Run { first: number, last: number, packets: 1, open: Some(candidate.open()) });
             }
             Parsed::Candidate(_) | Parsed::Alien => self.push_alone(number),
             Parsed::Unknown => {
@@ -246,6 +255,7 @@ impl Coalescer {
     }
 
     fn close_all(&mut self) {
+        self.latest = None;
         self.generation = self.generation.wrapping_add(1);
         if self.generation == 0 {
             self.flows.fill(Entry::default());
@@ -267,30 +277,36 @@ impl Coalescer {
         slots.find(is_free_or_its_own).unwrap_or(home)
     }
 
-    /// Appends a packet to a run if the kernel, cutting the run apart again, would make exactly these packets.
-    /// Otherwise the caller starts another run, and this one is never found again.
-    fn append(&mut self, memory: &[u8], run: u32, number: u32, packet: &[u8], candidate: &Candidate) -> bool {
+    /// Appends a packet to a run if it is of that flow, and the kernel, cutting the run apart again, would make exactly
+    /// these packets. Otherwise the caller starts another run, and this one is never found again.
+    fn append(&mut self, memory: &[u8], run: u32, number: u32, packet: &[u8]) -> bool {
         let Some(run) = self.runs.get_mut(run as usize) else { return false };
         let Some(open) = &mut run.open else { return false };
+        if open.closed || run.packets as usize >= RUN_PACKETS {
+            return false;
+        }
+        let Some(unfinished) = self.packets.get(number as usize).map(|packet| packet.unfinished) else {
+            return false;
+        };
         let Some(first) = self.packets.get(run.first as usize) else { return false };
         let first = memory.get(first.start as usize..(first.start + first.len) as usize).unwrap_or_default();
-        let fits = !open.closed
-            && !candidate.alone
-            && candidate.payload_len <= open.payload_len
-            && (run.packets as usize) < RUN_PACKETS
-            && open.total_len as usize + usize::from(candidate.payload_len) <= RUN_BYTES
-            && candidate.follows(open, run.packets, first, packet);
-        if !fits || !(open.verified || open.flow.checksum_is_valid(first)) {
+        let Some(next) = open.next(first, run.packets, packet) else { return false };
+        if !(open.verified || open.flow.checksum_is_valid(first)) {
             return false;
         }
         open.verified = true;
-        if !candidate.unfinished && !candidate.flow.checksum_is_valid(packet) {
+        let is_sound = if unfinished {
+            open.flow.header_is_sound(packet)
+        } else {
+            next.is_summed && open.flow.checksum_is_valid(packet)
+        };
+        if !is_sound {
             return false;
         }
-        open.total_len += u32::from(candidate.payload_len);
-        open.next_sequence = open.next_sequence.wrapping_add(u32::from(candidate.payload_len));
-        open.push |= candidate.push;
-        open.closed = candidate.push || candidate.payload_len < open.payload_len;
+        open.total_len += u32::from(next.payload_len);
+        open.next_sequence = open.next_sequence.wrapping_add(u32::from(next.payload_len));
+        open.push |= next.push;
+        open.closed = next.push || next.payload_len < open.payload_len;
         if let Some(last) = self.packets.get_mut(run.last as usize) {
             last.next = Some(number);
         }
@@ -330,7 +346,64 @@ impl Coalescer {
     }
 }
 
+/// What a packet adds to a run.
+struct Next {
+    payload_len: u16,
+    push: bool,
+    /// Not so for a datagram that has no checksum; merged, it would get one.
+    is_summed: bool,
+}
+
 impl Open {
+    /// What `packet` adds, if its headers differ from those of the first of `number` packets only in what segmentation
+    /// makes differ. Its checksums are not looked at.
+    fn next(&self, first: &[u8], number: u32, packet: &[u8]) -> Option<Next> {
+        let headers_len = usize::from(self.headers_len);
+        let (first, headers) = (first.get(..headers_len)?, packet.get(..headers_len)?);
+        let payload_len = u16::try_from(packet.len() - headers_len).ok()?;
+        if payload_len == 0
+            || payload_len > self.payload_len
+            || self.total_len as usize + usize::from(payload_len) > RUN_BYTES
+        {
+            return None;
+        }
+        let same = |range: Range<usize>| first.get(range.clone()) == headers.get(range);
+        let ip = match self.flow.version {
+            // Version to TOS; flags; TTL and protocol; addresses. The identification counts up, unless fragments are
+            // forbidden and it means nothing (RFC 6864).
+            Version::V4 => {
+                let sequential = || get_u16(headers, 4) == get_u16(first, 4).wrapping_add(number as u16);
+                usize::from(get_u16(headers, 2)) == packet.len()
+                    && same(0..2)
+                    && same(6..10)
+                    && same(12..20)
+                    && (get_u16(headers, 6) & DONT_FRAGMENT != 0 || sequential())
+            }
+            // Version, class and flow label; next header and hop limit; addresses.
+            Version::V6 => usize::from(get_u16(headers, 4)) + 40 == packet.len() && same(0..4) && same(6..40),
+        };
+        let at = self.flow.transport_at();
+        if !ip || !same(at..at + 4) {
+            return None;
+        }
+        if self.flow.protocol == UDP {
+            let is_whole = usize::from(get_u16(headers, at + 4)) == packet.len() - at;
+            return is_whole.then(|| Next {
+                payload_len,
+                push: false,
+                is_summed: get_u16(headers, at + 6) != 0,
+            });
+        }
+        let flags = *headers.get(at + 13)?;
+        let follows = get_u32(headers, at + 4) == self.next_sequence
+            && flags & !PSH == ACK
+            // Acknowledgement and data offset; window; urgent pointer and options.
+            && same(at + 8..at + 13)
+            && same(at + 14..at + 16)
+            && same(at + 18..headers_len);
+        follows.then_some(Next { payload_len, push: flags & PSH != 0, is_summed: true })
+    }
+
     /// Makes the headers of the first packet those of the superpacket, and says so to the device.
     fn patch(&self, headers: &mut [u8]) -> VnetHeader {
         let at = self.flow.transport_at();
@@ -381,10 +454,16 @@ impl Flow {
         (hash >> 32) as usize
     }
 
+    /// Whether the header has the checksum that IPv4 asks for.
+    fn header_is_sound(&self, packet: &[u8]) -> bool {
+        self.version == Version::V6
+            || packet.first_chunk::<20>().is_some_and(|header| Checksum::new().add_bytes(header).is_valid())
+    }
+
     /// Whether the packet arrived as it was sent: a superpacket gets a new checksum, which must not hide damage.
     fn checksum_is_valid(&self, packet: &[u8]) -> bool {
         let (header, transport) = packet.split_at_checked(self.transport_at()).unwrap_or_default();
-        (self.version == Version::V6 || Checksum::new().add_bytes(header).is_valid())
+        self.header_is_sound(packet)
             && pseudo_header(self.version, header, self.protocol, transport.len())
                 .add_bytes(transport)
                 .is_valid()
@@ -504,29 +583,6 @@ impl Candidate {
             verified: self.unfinished,
             closed: self.push || self.alone,
         }
-    }
-
-    /// Whether the headers differ from those of the first packet only in what segmentation makes differ.
-    fn follows(&self, open: &Open, number: u32, first: &[u8], packet: &[u8]) -> bool {
-        let same = |range: Range<usize>| first.get(range.clone()) == packet.get(range);
-        let ip = match self.flow.version {
-            // Version to TOS; flags; TTL and protocol. The identification counts up, unless fragments are forbidden
-            // and it means nothing (RFC 6864).
-            Version::V4 => {
-                let sequential = get_u16(packet, 4) == get_u16(first, 4).wrapping_add(number as u16);
-                same(0..2) && same(6..10) && (sequential || get_u16(packet, 6) & DONT_FRAGMENT != 0)
-            }
-            // Version, class and flow label; next header and hop limit.
-            Version::V6 => same(0..4) && same(6..8),
-        };
-        let at = self.flow.transport_at();
-        ip && self.headers_len == open.headers_len
-            && (self.flow.protocol == UDP
-                || (self.sequence == open.next_sequence
-                    // Acknowledgement and data offset; window; options.
-                    && same(at + 8..at + 13)
-                    && same(at + 14..at + 16)
-                    && same(at + 20..usize::from(self.headers_len))))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::path::MAX_STAGED_PACKETS;
 use crate::timers::{REJECT_AFTER_TIME, REKEY_AFTER_TIME, REKEY_BEFORE_REJECT};
 use crate::wire::{self, COOKIE_REPLY_LEN, INITIATION_LEN, RESPONSE_LEN};
 
+mod batch;
 mod stream;
 
 const US: PublicKey = PublicKey([0x0a; 32]);
@@ -506,7 +507,7 @@ fn a_checksum_that_is_left_to_the_receiver_is_finished_unless_a_device_does_it()
     let left = |packet: &[u8]| {
         let (mut message, mut notices) = (lane.sealed(packet), Vec::new());
         let inbound =
-            lane.forwarding.arrive_unfinished(NOW, &home(), Ecn::NotEct, &mut message, &mut notices).unwrap();
+            lane.forwarding.batch(NOW).arrive(&home(), Ecn::NotEct, &mut message, &mut notices).unwrap();
         (message[inbound.packet].to_vec(), inbound.checksum)
     };
 

@@ -295,18 +295,13 @@ impl Lane {
 
     fn open_incoming(&mut self, now: adit_proto::time::Instant) {
         let plain = self.tun.offload() == Offload::None;
+        let mut batch = self.forwarding.batch(now);
         for slot in 0..self.incoming.len() {
             let Some(received) = self.incoming.received().get(slot).copied() else { return };
             for range in received.datagrams() {
                 let start = range.start;
                 let datagram = self.incoming.datagram_mut(range);
-                let inbound = self.forwarding.arrive_unfinished(
-                    now,
-                    &received.endpoint,
-                    received.ecn,
-                    datagram,
-                    &mut self.notices,
-                );
+                let inbound = batch.arrive(&received.endpoint, received.ecn, datagram, &mut self.notices);
                 let Some(inbound) = inbound else { continue };
                 let packet = start + inbound.packet.start..start + inbound.packet.end;
                 match inbound.checksum {

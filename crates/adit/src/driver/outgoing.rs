@@ -100,6 +100,12 @@ impl Outgoing {
         let ecn = inside.header().ecn;
         let hop_limit = inside.header().outside_hop_limit().flatten();
         let before = self.len;
+        let mut same_way = self.runs.last().is_some_and(|run| {
+            run.ecn == ecn
+                && run.hop_limit == hop_limit
+                && run.endpoint == *endpoint
+                && Arc::ptr_eq(&run.path, &keypair.path)
+        });
         for counter in (first..).take(count) {
             let message = &mut self.bytes[self.len..];
             let Some(len) = segments.next(&mut message[HEADER..]) else { break };
@@ -112,49 +118,39 @@ impl Outgoing {
                 forwarding.drops.count(DropReason::KeyExhausted);
                 continue;
             }
-            self.append(padded + OVERHEAD, keypair, endpoint, ecn, hop_limit);
+            let len = padded + OVERHEAD;
+            if !(same_way && self.append(len)) {
+                self.runs.push(Run {
+                    path: Arc::clone(&keypair.path),
+                    endpoint: *endpoint,
+                    ecn,
+                    hop_limit,
+                    segment_size: len,
+                    count: 1,
+                    start: self.len,
+                    end: self.len + len,
+                    closed: false,
+                });
+                same_way = true;
+            }
+            self.len += len;
         }
         forwarding.sent(now, keypair, count as u64, (self.len - before) as u64, notices);
     }
 
-    /// Takes the `len` bytes just written as the next datagram.
-    fn append(
-        &mut self,
-        len: usize,
-        keypair: &Keypair,
-        endpoint: &Endpoint,
-        ecn: Ecn,
-        hop_limit: Option<u8>,
-    ) {
-        let start = self.len;
-        self.len += len;
-        if let Some(run) = self.runs.last_mut() {
-            let fits = !run.closed
-                && len <= run.segment_size
-                && run.count < MAX_RUN
-                && run.end - run.start + len <= MAX_RUN_BYTES
-                && run.ecn == ecn
-                && run.hop_limit == hop_limit
-                && run.endpoint == *endpoint
-                && Arc::ptr_eq(&run.path, &keypair.path);
-            if fits {
-                run.count += 1;
-                run.end += len;
-                run.closed = len < run.segment_size;
-                return;
-            }
+    /// Takes the `len` bytes just written into the last run, if they fit.
+    fn append(&mut self, len: usize) -> bool {
+        let Some(run) = self.runs.last_mut() else { return false };
+        let fits = !run.closed
+            && len <= run.segment_size
+            && run.count < MAX_RUN
+            && run.end - run.start + len <= MAX_RUN_BYTES;
+        if fits {
+            run.count += 1;
+            run.end += len;
+            run.closed = len < run.segment_size;
         }
-        self.runs.push(Run {
-            path: Arc::clone(&keypair.path),
-            endpoint: *endpoint,
-            ecn,
-            hop_limit,
-            segment_size: len,
-            count: 1,
-            start,
-            end: start + len,
-            closed: false,
-        });
+        fits
     }
 
     /// Sends everything and starts anew.

@@ -193,12 +193,12 @@ impl StackLane {
         self.overflow.count(family, &self.incoming, &self.forwarding);
         let now = clock::now();
         self.departures.now = now;
+        let mut batch = self.forwarding.batch(now);
         for slot in 0..self.incoming.len() {
             let Some(received) = self.incoming.received().get(slot).copied() else { break };
             for range in received.datagrams() {
                 let start = range.start;
-                let inbound = self.forwarding.arrive_unfinished(
-                    now,
+                let inbound = batch.arrive(
                     &received.endpoint,
                     received.ecn,
                     self.incoming.datagram_mut(range),

@@ -415,6 +415,32 @@ fn more_flows_than_the_table_holds_lose_merging_but_no_packet_and_no_order() {
     assert_eq!(pushed.len(), packets.len());
 }
 
+/// One that shares its place in the table with others must not get their payload.
+#[test]
+fn flows_that_share_a_place_in_the_table_are_never_merged() {
+    for udp in [false, true] {
+        let flow = |number: usize| {
+            let first = if udp { Sample::udp(false, &[7; 30]) } else { Sample::tcp(false, &[7; 30]) };
+            // Two packets of a flow, and the second would follow the first of any flow.
+            train(&Sample { source_port: number as u16, ..first }, &[30])
+        };
+        let flows: Vec<_> = (0..5000usize).map(flow).collect();
+        let packets: Vec<_> =
+            (0..2).flat_map(|turn| flows.iter().map(move |flow| flow[turn].bytes())).collect();
+        let batch = Batch::of(&packets);
+        let mut coalescer = Coalescer::new(Offload::TcpUdp);
+        for range in &batch.ranges {
+            coalescer.push(&batch.memory, range.clone());
+        }
+        let ports = |run: &Run| -> Vec<Vec<u8>> {
+            coalescer.packets_of(run).map(|packet| packet_at(&batch, packet.start)[20..22].to_vec()).collect()
+        };
+        let runs: Vec<_> = coalescer.runs.iter().map(ports).collect();
+        assert!(runs.iter().any(|run| run.len() == 2), "some merge");
+        assert!(runs.iter().all(|run| run.iter().all(|port| *port == run[0])), "{udp}: flows are mixed");
+    }
+}
+
 fn packet_at(batch: &Batch, start: u32) -> Vec<u8> {
     let range = batch.ranges.iter().find(|range| range.start == start as usize).unwrap();
     batch.memory[range.clone()].to_vec()
