@@ -7,7 +7,7 @@ use crate::allowance::{AllowanceStatus, Limits};
 use crate::allowed_ips::Prefix;
 use crate::endpoint::Endpoint;
 use crate::key::{PresharedKey, PublicKey, StaticSecret};
-use crate::keypair::Keypair;
+use crate::keypair::{Keypair, Numbered};
 use crate::packet::Ecn;
 use crate::path::Path;
 use crate::pmtu::Probe;
@@ -262,8 +262,8 @@ pub struct PeerStatus {
     pub rx_packets: u64,
     /// Messages sent to the peer.
     pub tx_packets: u64,
-    /// The session in use, by our index, and how many messages the peer has sent under it, lost ones included.
-    pub numbered: Option<(u32, u64)>,
+    /// What the peer has sent in the session in use, and what came of it.
+    pub numbered: Option<Numbered>,
     /// Whether the peer has a keypair that can send now.
     pub has_session: bool,
     /// The round trip of the last handshake we started.

@@ -27,6 +27,17 @@ pub const REKEY_AFTER_BLOCKS: u64 = 1 << 32;
 /// AES blocks after which a sending key must not be used: 256 GiB.
 pub const REJECT_AFTER_BLOCKS: u64 = 1 << 34;
 
+/// What a peer has sent in a session, and what came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Numbered {
+    /// The index that finds the session in messages to us.
+    pub session: u32,
+    /// Messages that the peer has numbered.
+    pub sent: u64,
+    /// Messages that came.
+    pub received: u64,
+}
+
 /// The keys of one session with a peer.
 #[derive(Debug)]
 pub struct Keypair {
@@ -124,9 +135,10 @@ impl Keypair {
         Ok(packet)
     }
 
-    /// How many messages the peer has numbered so far, by the newest that authenticated.
-    pub fn numbered(&self) -> u64 {
-        self.replay.lock().unwrap_or_else(PoisonError::into_inner).numbered()
+    /// How many messages the peer has numbered so far, by the newest that authenticated, and how many of them came.
+    pub fn numbered(&self) -> Numbered {
+        let replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);
+        Numbered { session: self.local_index, sent: replay.numbered(), received: replay.accepted() }
     }
 
     /// Whether [`Self::open`] would accept a message, as far as can be told without changing anything.

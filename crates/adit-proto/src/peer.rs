@@ -107,7 +107,7 @@ impl Peer {
             tx_bytes,
             rx_packets,
             tx_packets,
-            numbered: self.path.current().map(|keypair| (keypair.local_index, keypair.numbered())),
+            numbered: self.path.current().map(|keypair| keypair.numbered()),
             has_session: self.path.current().is_some_and(|keypair| keypair.is_usable(now)),
             handshake_rtt: self.handshake_rtt,
             staged: self.path.staged_len(),

@@ -21,11 +21,12 @@ pub struct ReplayWindow {
     words: [u64; WORDS],
     /// One more than the newest committed counter; 0 before the first.
     next: u64,
+    accepted: u64,
 }
 
 impl Default for ReplayWindow {
     fn default() -> Self {
-        Self { words: [0; WORDS], next: 0 }
+        Self { words: [0; WORDS], next: 0, accepted: 0 }
     }
 }
 
@@ -33,6 +34,11 @@ impl ReplayWindow {
     /// One more than the newest committed counter; 0 before the first.
     pub fn numbered(&self) -> u64 {
         self.next
+    }
+
+    /// How many counters were committed.
+    pub fn accepted(&self) -> u64 {
+        self.accepted
     }
 
     /// Whether [`Self::commit`] would accept `counter` now.
@@ -55,6 +61,7 @@ impl ReplayWindow {
         let Some(word) = self.words.get_mut(slot) else { return false };
         let fresh = *word & bit == 0;
         *word |= bit;
+        self.accepted = self.accepted.saturating_add(u64::from(fresh));
         fresh
     }
 

@@ -9,6 +9,8 @@ pub(super) struct Sample {
     pub(super) udp: bool,
     pub(super) source: u8,
     pub(super) source_port: u16,
+    pub(super) destination: u8,
+    pub(super) destination_port: u16,
     pub(super) tos: u8,
     pub(super) ttl: u8,
     pub(super) id: u16,
@@ -18,6 +20,7 @@ pub(super) struct Sample {
     pub(super) acknowledgement: u32,
     pub(super) flags: u8,
     pub(super) window: u16,
+    pub(super) urgent: u16,
     /// TCP options; a multiple of four bytes.
     pub(super) options: Vec<u8>,
     pub(super) payload: Vec<u8>,
@@ -33,6 +36,8 @@ impl Sample {
             udp: false,
             source: 1,
             source_port: 4000,
+            destination: 200,
+            destination_port: 443,
             tos: 0,
             ttl: 64,
             id: 7,
@@ -42,6 +47,7 @@ impl Sample {
             acknowledgement: 99,
             flags: 0x10,
             window: 500,
+            urgent: 0,
             options: vec![1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2],
             payload: payload.to_vec(),
         }
@@ -78,7 +84,7 @@ impl Sample {
     pub(super) fn bytes(&self) -> Vec<u8> {
         let mut transport = Vec::new();
         transport.extend(self.source_port.to_be_bytes());
-        transport.extend(443u16.to_be_bytes());
+        transport.extend(self.destination_port.to_be_bytes());
         if self.udp {
             transport.extend((8 + self.payload.len() as u16).to_be_bytes());
             transport.extend([0, 0]);
@@ -88,7 +94,8 @@ impl Sample {
             transport.push(((20 + self.options.len()) * 4) as u8);
             transport.push(self.flags);
             transport.extend(self.window.to_be_bytes());
-            transport.extend([0, 0, 0, 0]);
+            transport.extend([0, 0]);
+            transport.extend(self.urgent.to_be_bytes());
             transport.extend(&self.options);
         }
         transport.extend(&self.payload);
@@ -102,7 +109,7 @@ impl Sample {
             ip.extend([protocol, self.ttl]);
             let host = |number| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, number];
             ip.extend(host(self.source));
-            ip.extend(host(200));
+            ip.extend(host(self.destination));
             ip[8..40].to_vec()
         } else {
             ip.extend([0x45, self.tos]);
@@ -111,7 +118,7 @@ impl Sample {
             ip.extend(if self.dont_fragment { [0x40, 0] } else { [0, 0] });
             ip.extend([self.ttl, protocol, 0, 0]);
             ip.extend([10, 0, 0, self.source]);
-            ip.extend([10, 0, 0, 200]);
+            ip.extend([10, 0, 0, self.destination]);
             let sum = slow_checksum(&ip);
             ip[10..12].copy_from_slice(&sum.to_be_bytes());
             ip[12..20].to_vec()
@@ -176,6 +183,8 @@ pub(super) fn samples(payload: std::ops::Range<usize>) -> impl Strategy<Value = 
             udp,
             source,
             source_port,
+            destination: 200,
+            destination_port: 443,
             tos,
             ttl,
             id,
@@ -185,6 +194,7 @@ pub(super) fn samples(payload: std::ops::Range<usize>) -> impl Strategy<Value = 
             acknowledgement,
             flags,
             window,
+            urgent: 0,
             options,
             payload,
         }

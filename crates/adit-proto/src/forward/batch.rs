@@ -17,7 +17,8 @@ use crate::wire::{Message, TRANSPORT_HEADER_LEN, TRANSPORT_MIN_LEN};
 ///
 /// The peer, its way to us and the owner of an inside source are looked up when they change, not for each message. So
 /// what the engine publishes meanwhile (routes, limits, endpoints) holds from the next batch on at the latest;
-/// a key that it retires is of no use at once. What a peer has sent is counted when the batch is dropped.
+/// a key that it retires is of no use at once. What a peer has sent is counted when the batch is dropped, so a quota
+/// that is set meanwhile may be charged with what came before it.
 #[derive(Debug)]
 pub struct Batch<'f> {
     forwarding: &'f Forwarding,

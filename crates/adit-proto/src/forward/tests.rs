@@ -23,6 +23,7 @@ mod stream;
 const US: PublicKey = PublicKey([0x0a; 32]);
 const OUR_INDEX: u32 = 0x0102_0304;
 const AWAITED_INDEX: u32 = 0x0506_0708;
+const OTHER_INDEX: u32 = 0x0102_0305;
 const NOW: Instant = Instant::from_millis(50_000);
 
 /// A forwarding half published to by hand: one peer with the inside address 10.0.0.2, a second with
@@ -34,6 +35,8 @@ struct Lane {
     keypair: Arc<Keypair>,
     /// The same session at the peer.
     remote: Keypair,
+    /// The session of the second peer, at that peer.
+    other_remote: Keypair,
 }
 
 impl Lane {
@@ -57,7 +60,10 @@ impl Lane {
         handshakes.reserve(&mut || AWAITED_INDEX);
         handshakes.publish(AWAITED_INDEX, Arc::clone(&path));
         let remote = session(suite, !initiator, &path);
-        Self { forwarding, path, other, keypair, remote }
+        keypairs.reserve(&mut || OTHER_INDEX);
+        keypairs.publish(OTHER_INDEX, Arc::new(session_with(suite, initiator, &other, 5, OTHER_INDEX)));
+        let other_remote = session_with(suite, !initiator, &other, 5, OTHER_INDEX);
+        Self { forwarding, path, other, keypair, remote, other_remote }
     }
 
     /// Lets the session send.
@@ -72,10 +78,7 @@ impl Lane {
 
     /// A message of the peer.
     fn sealed(&self, plaintext: &[u8]) -> Vec<u8> {
-        let counter = self.remote.reserve(1, blocks_of(plaintext.len())).unwrap();
-        let mut message = [&[0; 16][..], plaintext, &[0; 16]].concat();
-        self.remote.seal(counter, &mut message).unwrap();
-        message
+        sealed_with(&self.remote, plaintext)
     }
 
     fn arrive(&self, message: &[u8]) -> (Option<Vec<u8>>, Vec<Notice>) {
@@ -103,11 +106,22 @@ impl Lane {
     }
 }
 
+fn sealed_with(remote: &Keypair, plaintext: &[u8]) -> Vec<u8> {
+    let counter = remote.reserve(1, blocks_of(plaintext.len())).unwrap();
+    let mut message = [&[0; 16][..], plaintext, &[0; 16]].concat();
+    remote.seal(counter, &mut message).unwrap();
+    message
+}
+
 fn session(suite: Suite, initiator: bool, path: &Arc<Path>) -> Keypair {
-    let [a, b] = [Zeroizing::new([3; 32]), Zeroizing::new([4; 32])];
+    session_with(suite, initiator, path, 3, OUR_INDEX)
+}
+
+/// Either half of a session that is made from `seed`. The peer's half sends to our index.
+fn session_with(suite: Suite, initiator: bool, path: &Arc<Path>, seed: u8, remote_index: u32) -> Keypair {
+    let [a, b] = [Zeroizing::new([seed; 32]), Zeroizing::new([seed + 1; 32])];
     let (sending, receiving) = if initiator { (a, b) } else { (b, a) };
-    // The peer's half of the session sends to our index.
-    let (local_index, remote_index) = (0, OUR_INDEX);
+    let local_index = 0;
     let keys = SessionKeys { suite, initiator, local_index, remote_index, sending, receiving };
     Keypair::new(&keys, Arc::clone(path), NOW).unwrap()
 }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use adit_proto::key::PublicKey;
+use adit_proto::keypair::Numbered;
 use adit_proto::reason::DropReason;
 
 use crate::driver::{Driver, Snapshot};
@@ -39,8 +40,7 @@ pub(super) struct Pulse {
 struct Picture {
     rx_bytes: u64,
     tx_bytes: u64,
-    rx_packets: u64,
-    numbered: Option<(u32, u64)>,
+    numbered: Option<Numbered>,
     rate: Option<Rate>,
 }
 
@@ -78,7 +78,6 @@ impl Pulse {
             let mut picture = Picture {
                 rx_bytes: peer.rx_bytes,
                 tx_bytes: peer.tx_bytes,
-                rx_packets: peer.rx_packets,
                 numbered: peer.numbered,
                 rate: None,
             };
@@ -119,12 +118,12 @@ impl Picture {
 
     /// Messages are numbered: what was numbered and did not come is lost, or comes late.
     fn lost_ppm(&self, before: &Self) -> Option<u32> {
-        let ((session, numbered), (session_before, numbered_before)) = (self.numbered?, before.numbered?);
-        let sent = numbered.checked_sub(numbered_before)?;
-        if session != session_before || sent < MESSAGES_MIN {
+        let (now, before) = (self.numbered?, before.numbered?);
+        let sent = now.sent.checked_sub(before.sent)?;
+        if now.session != before.session || sent < MESSAGES_MIN {
             return None;
         }
-        let lost = sent.saturating_sub(self.rx_packets.saturating_sub(before.rx_packets));
+        let lost = sent.saturating_sub(now.received.saturating_sub(before.received));
         u32::try_from(lost.saturating_mul(1_000_000) / sent).ok()
     }
 }
@@ -133,9 +132,9 @@ impl Picture {
 mod tests {
     use super::*;
 
-    fn picture(rx_packets: u64, session: u32, numbered: u64) -> Picture {
-        let numbered = Some((session, numbered));
-        Picture { rx_bytes: rx_packets * 100, tx_bytes: 0, rx_packets, numbered, rate: None }
+    fn picture(received: u64, session: u32, sent: u64) -> Picture {
+        let numbered = Some(Numbered { session, sent, received });
+        Picture { rx_bytes: received * 100, tx_bytes: 0, numbered, rate: None }
     }
 
     #[test]

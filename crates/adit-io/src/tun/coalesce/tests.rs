@@ -118,7 +118,9 @@ fn what_differs_from_segmentation_is_not_merged() {
     type Change = fn(&mut Sample);
     let both: &[(&str, Change)] = &[
         ("source", |p| p.source ^= 1),
-        ("port", |p| p.source_port ^= 1),
+        ("source port", |p| p.source_port ^= 1),
+        ("destination", |p| p.destination ^= 1),
+        ("destination port", |p| p.destination_port ^= 1),
         ("DSCP", |p| p.tos ^= 0x20),
         ("ECN", |p| p.tos ^= 1),
         ("TTL", |p| p.ttl -= 1),
@@ -135,6 +137,7 @@ fn what_differs_from_segmentation_is_not_merged() {
         ("SYN", |p| p.flags |= 0x02),
         ("FIN", |p| p.flags |= 0x01),
         ("RST", |p| p.flags |= 0x04),
+        ("urgent pointer", |p| p.urgent = 1),
         ("URG", |p| p.flags |= 0x20),
         ("ECE", |p| p.flags |= 0x40),
         ("CWR", |p| p.flags |= 0x80),
@@ -167,6 +170,11 @@ fn what_differs_from_segmentation_is_not_merged() {
     let mut packets = train(&Sample::tcp(true, &[9; 100]), &[100]);
     packets[1].flow_label ^= 1;
     assert_eq!(write_sizes(&packets), [1, 1], "flow label");
+    for v6 in [false, true] {
+        let mut packets = train(&Sample::udp(v6, &[9; 100]), &[100]);
+        packets[0] = Sample { options: vec![], ..Sample::tcp(v6, &[9; 100]) };
+        assert_eq!(write_sizes(&packets), [1, 1], "protocol");
+    }
 }
 
 #[test]
@@ -207,6 +215,16 @@ fn datagrams_without_checksum_stay_alone() {
         packet[26..28].fill(0);
     }
     assert_eq!(raw_write_sizes(&packets), [1, 1]);
+
+    // Whose sum is zero says so with all ones; zero in the field is none, and would add up as well.
+    let mut packets = train(&Sample::udp(false, &[9; 100]), &[100]);
+    let sum = u16::from_be_bytes(*packets[1].bytes()[26..].first_chunk().unwrap());
+    packets[1].payload[..2].copy_from_slice(&sum.to_be_bytes());
+    let mut packets: Vec<_> = packets.iter().map(Sample::bytes).collect();
+    assert_eq!(packets[1][26..28], [0xff; 2]);
+    assert_eq!(raw_write_sizes(&packets), [2], "the control");
+    packets[1][26..28].fill(0);
+    assert_eq!(raw_write_sizes(&packets), [1, 1], "behind one that has a checksum");
 }
 
 #[test]
@@ -320,21 +338,23 @@ fn packets_with_unfinished_checksums_merge_with_each_other_and_with_finished_one
             Batch::of(&damaged).write(&mut coalescer, &mut tun);
             let sizes: Vec<_> = writes(&host).iter().map(Vec::len).collect();
             assert_eq!(sizes, [1, 1], "without the word of the sender it is a damaged packet");
-            let mut bytes = [unfinished(&packets[0]), unfinished(&packets[1])];
-            let is_v4 = bytes[0][0] >> 4 == 4;
-            if is_v4 {
-                bytes[0][10] ^= 0x40;
+            for damaged in [0, 1] {
+                let mut bytes = [unfinished(&packets[0]), unfinished(&packets[1])];
+                let is_v4 = bytes[0][0] >> 4 == 4;
+                if is_v4 {
+                    bytes[damaged][10] ^= 0x40;
+                }
+                let batch = Batch::of(&bytes);
+                for range in batch.ranges.iter().cloned() {
+                    coalescer.push_unfinished(&batch.memory, range);
+                }
+                let report = coalescer.flush(&mut tun, &batch.memory);
+                assert_eq!(
+                    (report.packets, report.superpackets),
+                    (2, u64::from(!is_v4)),
+                    "a damaged header stays so"
+                );
             }
-            let batch = Batch::of(&bytes);
-            for range in batch.ranges.iter().cloned() {
-                coalescer.push_unfinished(&batch.memory, range);
-            }
-            let report = coalescer.flush(&mut tun, &batch.memory);
-            assert_eq!(
-                (report.packets, report.superpackets),
-                (2, u64::from(!is_v4)),
-                "a damaged header stays so"
-            );
         }
     }
 }
@@ -418,45 +438,56 @@ fn more_flows_than_the_table_holds_lose_merging_but_no_packet_and_no_order() {
 /// One that shares its place in the table with others must not get their payload.
 #[test]
 fn flows_that_share_a_place_in_the_table_are_never_merged() {
-    for udp in [false, true] {
+    for (v6, udp) in [(false, false), (false, true), (true, false), (true, true)] {
+        // The second packet of each would follow the first of any.
         let flow = |number: usize| {
-            let first = if udp { Sample::udp(false, &[7; 30]) } else { Sample::tcp(false, &[7; 30]) };
-            // Two packets of a flow, and the second would follow the first of any flow.
-            train(&Sample { source_port: number as u16, ..first }, &[30])
+            let first = Sample { udp, source_port: number as u16, ..Sample::tcp(v6, &[7; 30]) };
+            train(
+                &Sample { destination: number as u8, destination_port: number as u16 / 3, ..first },
+                &[30; 3],
+            )
         };
-        let flows: Vec<_> = (0..5000usize).map(flow).collect();
-        let packets: Vec<_> =
-            (0..2).flat_map(|turn| flows.iter().map(move |flow| flow[turn].bytes())).collect();
+        let flows: Vec<_> = (0..4000usize).map(flow).collect();
+        let packets: Vec<_> = (0..2)
+            .flat_map(|turn| {
+                flows.iter().flat_map(move |flow| flow[2 * turn..][..2].iter().map(Sample::bytes))
+            })
+            .collect();
         let batch = Batch::of(&packets);
         let mut coalescer = Coalescer::new(Offload::TcpUdp);
         for range in &batch.ranges {
             coalescer.push(&batch.memory, range.clone());
         }
-        let ports = |run: &Run| -> Vec<Vec<u8>> {
-            coalescer.packets_of(run).map(|packet| packet_at(&batch, packet.start)[20..22].to_vec()).collect()
+        let packets_of = |run: &Run| -> Vec<Vec<u8>> {
+            coalescer.packets_of(run).map(|packet| packet_at(&batch, packet.start)).collect()
         };
-        let runs: Vec<_> = coalescer.runs.iter().map(ports).collect();
-        assert!(runs.iter().any(|run| run.len() == 2), "some merge");
-        assert!(runs.iter().all(|run| run.iter().all(|port| *port == run[0])), "{udp}: flows are mixed");
+        let runs: Vec<_> = coalescer.runs.iter().map(packets_of).collect();
+        assert!(runs.iter().any(|run| run.len() == 4), "some merge over the turns");
+        let is_one_flow = |run: &Vec<Vec<u8>>| run.iter().all(|packet| flow_of(packet) == flow_of(&run[0]));
+        assert!(runs.iter().all(is_one_flow), "v6 {v6}, udp {udp}: flows are mixed");
+        assert_eq!(by_flow(&runs.concat()), by_flow(&packets), "nothing lost, nothing overtaken");
     }
 }
 
 fn packet_at(batch: &Batch, start: u32) -> Vec<u8> {
-    let range = batch.ranges.iter().find(|range| range.start == start as usize).unwrap();
-    batch.memory[range.clone()].to_vec()
+    let at = batch.ranges.binary_search_by_key(&(start as usize), |range| range.start).unwrap();
+    batch.memory[batch.ranges[at].clone()].to_vec()
 }
 
 /// The packets of every flow (or other kind of packet), in order.
 fn by_flow(packets: &[Vec<u8>]) -> HashMap<Vec<u8>, Vec<Vec<u8>>> {
     let mut flows: HashMap<_, Vec<_>> = HashMap::new();
     for packet in comparable(packets.to_vec()) {
-        let key = match packet.first().map(|byte| byte >> 4) {
-            Some(4) => [&packet[9..10], &packet[12..24]].concat(),
-            _ => [&packet[6..7], &packet[8..44]].concat(),
-        };
-        flows.entry(key).or_default().push(packet);
+        flows.entry(flow_of(&packet)).or_default().push(packet);
     }
     flows
+}
+
+fn flow_of(packet: &[u8]) -> Vec<u8> {
+    match packet.first().map(|byte| byte >> 4) {
+        Some(4) => [&packet[9..10], &packet[12..24]].concat(),
+        _ => [&packet[6..7], &packet[8..44]].concat(),
+    }
 }
 
 /// What may happen between two packets of a flow.

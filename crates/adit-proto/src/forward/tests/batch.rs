@@ -5,14 +5,8 @@ use super::*;
 /// What reaches the lane.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A packet from this host, by one of two ways; its checksum may be left to us.
-    Packet {
-        host: u8,
-        roams: bool,
-        ecn: Ecn,
-        unfinished: bool,
-        payload_len: usize,
-    },
+    /// An inside packet.
+    Packet(Sent),
     Keepalive,
     /// One of the messages before, once more.
     Again(usize),
@@ -24,70 +18,96 @@ enum Step {
     Noise(Vec<u8>),
     /// The engine ends the session.
     Retire,
-    /// The engine sets limits that nobody keeps to.
-    Limit,
+    /// The engine sets a quota of so many bytes.
+    Limit(u64),
+}
+
+#[derive(Clone, Debug)]
+struct Sent {
+    host: u8,
+    /// Under the session of the second peer, which has no part in 10.0.0.2.
+    by_other: bool,
+    from: Endpoint,
+    outside: Ecn,
+    inside: Ecn,
+    unfinished: bool,
+    payload_len: usize,
+    padding: usize,
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let hosts = prop_oneof![6 => Just(2), 2 => Just(3), 1 => Just(70), 1 => Just(200)];
-    let ecn = prop_oneof![4 => Just(Ecn::NotEct), 1 => Just(Ecn::Ce), 1 => Just(Ecn::Ect1)];
-    let packet =
-        (hosts, prop::bool::weighted(0.1), ecn, any::<bool>(), prop_oneof![9 => Just(12), 1 => Just(0)])
-            .prop_map(|(host, roams, ecn, unfinished, payload_len)| Step::Packet {
-                host,
-                roams,
-                ecn,
-                unfinished,
-                payload_len,
-            });
+    let ways = prop_oneof![
+        20 => Just(home()),
+        1 => Just(elsewhere()),
+        1 => Just(Endpoint { interface: 7, ..home() }),
+        1 => Just(Endpoint { local: Some(IpAddr::from([192, 0, 2, 9])), ..home() }),
+    ];
+    let ecn = || prop_oneof![4 => Just(Ecn::NotEct), 1 => Just(Ecn::Ce), 1 => Just(Ecn::Ect0), 1 => Just(Ecn::Ect1)];
+    let lengths = (prop_oneof![9 => Just(12), 1 => Just(0)], prop_oneof![3 => Just(0), 1 => Just(16)]);
+    let packet = (hosts, prop::bool::weighted(0.15), ways, ecn(), ecn(), any::<bool>(), lengths).prop_map(
+        |(host, by_other, from, outside, inside, unfinished, (payload_len, padding))| {
+            Step::Packet(Sent { host, by_other, from, outside, inside, unfinished, payload_len, padding })
+        },
+    );
+    let mut v6 = vec![0x60; 40];
+    v6[4..6].fill(0);
     let contents = prop_oneof![
         Just(Content::challenge(*b"chosen!!").to_vec()),
         Just(Content::answer(*b"chosen!!").to_vec()),
         Just([&Content::superpacket_header(1400)[..], &from_peer(2)].concat()),
         Just([&crate::content::ASIDE_HEADER[..], &from_peer(2)].concat()),
+        Just(v6),
         prop::collection::vec(any::<u8>(), 0..40),
     ];
     let step = prop_oneof![
-        20 => packet,
-        2 => Just(Step::Keepalive),
-        2 => any::<prop::sample::Index>().prop_map(|at| Step::Again(at.index(64))),
-        1 => any::<prop::sample::Index>().prop_map(|at| Step::Forged(at.index(64))),
-        3 => contents.prop_map(Step::Holds),
-        1 => prop::collection::vec(any::<u8>(), 0..200).prop_map(Step::Noise),
-        1 => Just(Step::Limit),
-        1 => prop::bool::weighted(0.2).prop_map(|ends| if ends { Step::Retire } else { Step::Keepalive }),
+        60 => packet,
+        4 => Just(Step::Keepalive),
+        5 => any::<prop::sample::Index>().prop_map(|at| Step::Again(at.index(64))),
+        3 => any::<prop::sample::Index>().prop_map(|at| Step::Forged(at.index(64))),
+        6 => contents.prop_map(Step::Holds),
+        2 => prop::collection::vec(any::<u8>(), 0..200).prop_map(Step::Noise),
+        2 => prop::sample::select(vec![1, 100, 500]).prop_map(Step::Limit),
+        1 => Just(Step::Retire),
     ];
     prop::collection::vec(step, 0..40)
 }
 
-/// A quota that is used up by anything.
-fn limit(lane: &Lane) {
-    let limits = crate::allowance::Limits { left_bytes: Some(1), ..Default::default() };
+impl Sent {
+    fn message(&self, lane: &Lane) -> Vec<u8> {
+        let mut inside = packet([10, 0, 0, self.host], [10, 0, 9, 9], self.payload_len);
+        inside[1] = self.inside as u8;
+        if self.unfinished {
+            unfinished::mark(&mut inside);
+        }
+        inside.resize(inside.len() + self.padding, 0);
+        sealed_with(if self.by_other { &lane.other_remote } else { &lane.remote }, &inside)
+    }
+}
+
+fn limit(lane: &Lane, left_bytes: u64) {
+    let limits = crate::allowance::Limits { left_bytes: Some(left_bytes), ..Default::default() };
     lane.path.allowance.set(&limits, None, 0);
 }
 
 proptest! {
     #[test]
     fn a_batch_does_what_its_messages_do_one_by_one(
-        suite in prop::sample::select(&Suite::ALL[..]), initiator: bool, steps in steps(),
+        suite in prop::sample::select(&Suite::ALL[..]),
+        initiator: bool,
+        now in prop::sample::select(vec![NOW, later(REKEY_BEFORE_REJECT)]),
+        steps in steps(),
     ) {
         let [together, alone] = [(); 2].map(|()| Lane::new(suite, initiator).open());
-        let mut batch = together.forwarding.batch(NOW);
+        let mut batch = together.forwarding.batch(now);
         let [mut notices, mut expected_notices] = [Vec::new(), Vec::new()];
         let mut sent: Vec<Vec<u8>> = Vec::new();
         for step in steps {
             let (mut from, mut outside) = (home(), Ecn::NotEct);
             let message = match step {
-                Step::Packet { host, roams, ecn, unfinished, payload_len } => {
-                    if roams {
-                        from = elsewhere();
-                    }
-                    outside = ecn;
-                    let mut inside = packet([10, 0, 0, host], [10, 0, 9, 9], payload_len);
-                    if unfinished {
-                        unfinished::mark(&mut inside);
-                    }
-                    together.sealed(&inside)
+                Step::Packet(packet) => {
+                    (from, outside) = (packet.from, packet.outside);
+                    packet.message(&together)
                 }
                 Step::Keepalive => together.sealed(b""),
                 Step::Holds(inside) => together.sealed(&inside),
@@ -102,11 +122,13 @@ proptest! {
                 }
                 Step::Again(_) | Step::Forged(_) => continue,
                 Step::Retire => {
-                    [&together, &alone].map(|lane| lane.keypair.retire());
+                    together.keypair.retire();
+                    alone.keypair.retire();
                     continue;
                 }
-                Step::Limit => {
-                    [&together, &alone].map(limit);
+                Step::Limit(left_bytes) => {
+                    limit(&together, left_bytes);
+                    limit(&alone, left_bytes);
                     continue;
                 }
             };
@@ -114,22 +136,52 @@ proptest! {
             let [mut one, mut other] = [message.clone(), message];
             let inbound = batch.arrive(&from, outside, &mut one, &mut notices);
             let expected =
-                alone.forwarding.batch(NOW).arrive(&from, outside, &mut other, &mut expected_notices);
+                alone.forwarding.batch(now).arrive(&from, outside, &mut other, &mut expected_notices);
             prop_assert_eq!(&inbound, &expected);
             if let Some(Inbound { packet, .. }) = inbound {
                 prop_assert_eq!(&one[packet.clone()], &other[packet]);
             }
             prop_assert_eq!(kinds(&notices), kinds(&expected_notices));
             prop_assert_eq!(together.path.endpoint(), alone.path.endpoint());
+            prop_assert_eq!(together.other.endpoint(), alone.other.endpoint());
         }
         drop(batch);
         let state = |lane: &Lane| {
-            let activity = &lane.path.activity;
+            let of_path = |path: &Path| {
+                let activity = &path.activity;
+                (
+                    path.traffic.packets(),
+                    path.traffic.bytes(),
+                    activity.last_received(),
+                    activity.take_owing_another(),
+                )
+            };
             let drops: Vec<_> = lane.forwarding.drops.iter().collect();
-            (drops, lane.path.traffic.packets(), lane.path.traffic.bytes(), activity.last_received(),
-             activity.take_owing_another(), lane.keypair.numbered())
+            (drops, of_path(&lane.path), of_path(&lane.other), lane.keypair.numbered())
         };
         prop_assert_eq!(state(&together), state(&alone));
+    }
+}
+
+/// What the lane makes of an inside packet in its batch.
+fn arrives(batch: &mut Batch<'_>, from: &Endpoint, remote: &Keypair, host: u8) -> bool {
+    let mut message = sealed_with(remote, &from_peer(host));
+    batch.arrive(from, Ecn::NotEct, &mut message, &mut Vec::new()).is_some()
+}
+
+#[test]
+fn a_source_belongs_to_its_peer_also_within_a_batch() {
+    for suite in Suite::ALL {
+        let lane = Lane::new(suite, true).open();
+        let mut batch = lane.forwarding.batch(NOW);
+        // Both peers behind one address.
+        assert!(arrives(&mut batch, &home(), &lane.remote, 2));
+        assert!(!arrives(&mut batch, &home(), &lane.other_remote, 2));
+        assert!(arrives(&mut batch, &home(), &lane.other_remote, 70), "the control");
+        assert!(!arrives(&mut batch, &home(), &lane.other_remote, 2));
+        assert!(!arrives(&mut batch, &home(), &lane.remote, 70));
+        assert!(arrives(&mut batch, &home(), &lane.remote, 2), "the control");
+        assert_eq!(lane.dropped(DropReason::SpoofedSource), 3);
     }
 }
 
@@ -137,33 +189,34 @@ proptest! {
 fn a_batch_notices_what_changes_in_the_midst_of_it() {
     let lane = Lane::new(Suite::Aes256Gcm, true).open();
     let mut batch = lane.forwarding.batch(NOW);
-    let mut notices = Vec::new();
-    let mut arrives = |from: &Endpoint| {
-        batch.arrive(from, Ecn::NotEct, &mut lane.sealed(&from_peer(2)), &mut notices).is_some()
-    };
-    assert!(arrives(&home()) && arrives(&home()));
-    assert!(arrives(&elsewhere()));
+    assert!((0..2).all(|_| arrives(&mut batch, &home(), &lane.remote, 2)));
+    assert!(arrives(&mut batch, &elsewhere(), &lane.remote, 2));
     assert_eq!(lane.path.endpoint(), Some(elsewhere()), "it roamed between two messages");
-    assert!(arrives(&home()));
+    assert!((0..2).all(|_| arrives(&mut batch, &home(), &lane.remote, 2)));
     assert_eq!(lane.path.endpoint(), Some(home()));
-    limit(&lane);
-    assert!(!arrives(&home()), "a limit holds at once");
     lane.keypair.retire();
-    assert!(!arrives(&home()), "and so does the end of the session");
+    assert!(!arrives(&mut batch, &home(), &lane.remote, 2), "the end of the session holds at once");
     assert_eq!(lane.dropped(DropReason::ExpiredKeypair), 1);
+
+    let lane = Lane::new(Suite::Aes256Gcm, true).open();
+    let mut batch = lane.forwarding.batch(NOW);
+    assert!((0..2).all(|_| arrives(&mut batch, &home(), &lane.remote, 2)));
+    limit(&lane, 150);
+    assert!(!arrives(&mut batch, &home(), &lane.remote, 2), "so does a limit, and what came before counts");
+    assert_eq!(lane.dropped(DropReason::OverQuota), 1);
 }
 
 #[test]
 fn what_a_batch_received_is_counted_when_it_ends() {
     let lane = Lane::new(Suite::ChaCha20Poly1305, true).open();
     let mut batch = lane.forwarding.batch(NOW);
-    let message = lane.sealed(&from_peer(2));
-    for mut message in
-        [message.clone(), lane.sealed(&from_peer(3)), lane.sealed(b""), lane.sealed(&from_peer(2))]
-    {
-        batch.arrive(&home(), Ecn::NotEct, &mut message, &mut Vec::new());
-    }
+    let len = lane.sealed(&from_peer(2)).len();
+    assert!(arrives(&mut batch, &home(), &lane.remote, 2) && arrives(&mut batch, &home(), &lane.remote, 3));
+    batch.arrive(&home(), Ecn::NotEct, &mut lane.sealed(b""), &mut Vec::new());
+    assert!(arrives(&mut batch, &home(), &lane.remote, 2));
     drop(batch);
-    let bytes = 3 * message.len() + TRANSPORT_MIN_LEN;
+    let bytes = 3 * len + TRANSPORT_MIN_LEN;
     assert_eq!((lane.path.traffic.packets(), lane.path.traffic.bytes()), ((4, 0), (bytes as u64, 0)));
+    let numbered = lane.keypair.numbered();
+    assert_eq!((numbered.sent, numbered.received), (5, 4), "the first was lost");
 }
