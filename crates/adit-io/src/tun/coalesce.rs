@@ -157,7 +157,7 @@ impl Coalescer {
 
         // Packets of a flow come in trains.
         if let Some(run) = self.latest
-            && self.append(memory, run, number, packet)
+            && self.append(memory, run, number, packet, unfinished)
         {
             return;
         }
@@ -169,7 +169,7 @@ impl Coalescer {
                 let entry = self.flows[slot];
                 if entry.generation == self.generation
                     && self.latest != Some(entry.run)
-                    && self.append(memory, entry.run, number, packet)
+                    && self.append(memory, entry.run, number, packet, unfinished)
                 {
                     self.latest = Some(entry.run);
                     return;
@@ -279,15 +279,12 @@ impl Coalescer {
 
     /// Appends a packet to a run if it is of that flow, and the kernel, cutting the run apart again, would make exactly
     /// these packets. Otherwise the caller starts another run, and this one is never found again.
-    fn append(&mut self, memory: &[u8], run: u32, number: u32, packet: &[u8]) -> bool {
+    fn append(&mut self, memory: &[u8], run: u32, number: u32, packet: &[u8], unfinished: bool) -> bool {
         let Some(run) = self.runs.get_mut(run as usize) else { return false };
         let Some(open) = &mut run.open else { return false };
         if open.closed || run.packets as usize >= RUN_PACKETS {
             return false;
         }
-        let Some(unfinished) = self.packets.get(number as usize).map(|packet| packet.unfinished) else {
-            return false;
-        };
         let Some(first) = self.packets.get(run.first as usize) else { return false };
         let first = memory.get(first.start as usize..(first.start + first.len) as usize).unwrap_or_default();
         let Some(next) = open.next(first, run.packets, packet) else { return false };
