@@ -104,6 +104,11 @@ fn nothing_is_lost_or_overtaken_at_any_number_of_lanes_while_keys_change() {
         let total = if long.is_some() { 0.9 * reached(&a, &b, lanes) } else { SLOW_PER_SEC };
         let ports: Vec<usize> = (0..lanes).map(|flow| 5_300 + 2 * flow).collect();
         let mut counters: Vec<Process> = ports.iter().map(|port| counter(&b, *port)).collect();
+        let lost = || {
+            let drops = (left.snapshot().drops, right.snapshot().drops);
+            format!("{drops:?} {} | {}", lost_by_the_kernel(&a), lost_by_the_kernel(&b))
+        };
+        let lost_before = lost();
         let reports = thread::scope(|scope| {
             let sent = scope.spawn(|| send(&a, &ports, total / lanes as f64, secs * 1_000));
             thread::sleep(Duration::from_secs(secs) / 2);
@@ -117,8 +122,8 @@ fn nothing_is_lost_or_overtaken_at_any_number_of_lanes_while_keys_change() {
             sent.join().unwrap()
         });
         println!("{lanes} lanes, {total:.0} packets/s for {secs} s: {reports:?}");
-        println!("drops: {:?} {:?}", left.snapshot().drops, right.snapshot().drops);
-        println!("lost on the way: {} | {}", lost_by_the_kernel(&a), lost_by_the_kernel(&b));
+        println!("lost on the way, before: {lost_before}");
+        println!("lost on the way, after:  {}", lost());
         for report in &reports {
             assert!(report["sent"].as_u64().unwrap() > 100, "{report}");
             assert_eq!(
