@@ -4,6 +4,7 @@ use std::io;
 use std::mem::size_of;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use super::check;
 
@@ -31,21 +32,35 @@ pub(crate) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i3
     Ok(value)
 }
 
-/// Where the rate of deliveries is in `struct tcp_info` of `linux/tcp.h`; the structure of `libc` ends before it.
+/// Where numbers are in `struct tcp_info` of `linux/tcp.h`; the structure of `libc` ends before them.
+const LEAST_ROUND_TRIP_AT: usize = 148;
 const DELIVERY_RATE_AT: usize = 160;
+const TCP_INFO_LEN: usize = DELIVERY_RATE_AT + 8;
 
 /// How many bytes per second the other end of a TCP connection receives of late; 0 while it is not known.
 pub(crate) fn delivery_rate(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut info = [0_u8; DELIVERY_RATE_AT + 8];
+    let info = tcp_info(fd)?;
+    Ok(u64::from_ne_bytes(info[DELIVERY_RATE_AT..].try_into().unwrap_or_default()))
+}
+
+/// The shortest round trip of a TCP connection of late, once one was measured.
+pub(crate) fn least_round_trip(fd: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
+    let info = tcp_info(fd)?;
+    let micros = info[LEAST_ROUND_TRIP_AT..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+    // All ones until then, and nothing from an older kernel.
+    Ok((micros != 0 && micros != u32::MAX).then(|| Duration::from_micros(micros.into())))
+}
+
+/// What an older kernel does not write stays 0.
+fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<[u8; TCP_INFO_LEN]> {
+    let mut info = [0_u8; TCP_INFO_LEN];
     let mut len = info.len() as libc::socklen_t;
     // SAFETY: the pointers describe `info` and `len`, which outlive the call; the kernel writes no more than `len`.
     check(unsafe {
         let into = info.as_mut_ptr().cast();
         libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &mut len)
     })?;
-    // What an older kernel does not write stays 0.
-    let rate = info.last_chunk().copied().unwrap_or_default();
-    Ok(u64::from_ne_bytes(rate))
+    Ok(info)
 }
 
 /// An IPv4 or IPv6 socket address as the kernel reads and writes it.

@@ -221,13 +221,13 @@ impl Streams {
         let (asides, mut others): (Vec<_>, Vec<_>) = others.partition(|it| it.is_aside.load(Relaxed));
         if claimed.is_aside.load(Relaxed) {
             asides.iter().for_each(|it| it.connection.close());
-            others.iter().for_each(|it| it.beside.store(claimed.number, Relaxed));
+            others.iter().for_each(|it| it.has_beside(claimed.number));
             return;
         }
         for aside in asides {
             if aside.number > claimed.number {
                 // It was opened beside this one, which only speaks for the first time now.
-                claimed.beside.store(aside.number, Relaxed);
+                claimed.has_beside(aside.number);
             } else {
                 // A peer that comes by another way has left the one beside the old way too.
                 aside.connection.close();
@@ -286,9 +286,16 @@ impl Stream {
         Some(self.beside.load(Relaxed)).filter(|number| *number != 0)
     }
 
+    fn has_beside(&self, number: u64) {
+        self.beside.store(number, Relaxed);
+        self.connection.set_accompanied(true);
+    }
+
     /// That connection is gone; unless there is another by now.
     pub(super) fn is_alone(&self, without: u64) {
-        let _ = self.beside.compare_exchange(without, 0, Relaxed, Relaxed);
+        if self.beside.compare_exchange(without, 0, Relaxed, Relaxed).is_ok() {
+            self.connection.set_accompanied(false);
+        }
     }
 
     /// Notes whether a message is incomplete, and whether it is the same as before.

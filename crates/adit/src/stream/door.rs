@@ -254,6 +254,7 @@ fn bound(at: SocketAddr) -> io::Result<Socket> {
         }
         outcome => outcome?,
     }
+    stream::begin(&socket);
     socket.listen(BACKLOG)?;
     Ok(socket)
 }

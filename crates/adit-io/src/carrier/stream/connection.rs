@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustls::{ClientConnection, ServerConnection};
 use socket2::SockRef;
 
-use super::pace::Pace;
+use super::pace::{Pace, Room};
 use super::queue::{Dropped, Mark, SendQueue};
+use super::way::{self, Way};
 use super::websocket::{self, Decoder, Side};
 use crate::sys::socket::set_option;
 
@@ -38,15 +39,17 @@ pub struct Layer {
 /// A connection that carries messages. Non-blocking.
 ///
 /// - locked: what waits to be sent, with the TLS session; the WebSocket decoder, which only the receiving lane uses
-/// - atomic: whether anything waits, whether it is closed
+/// - atomic: whether anything waits, whether it is closed, whether it has company
 #[derive(Debug)]
 pub struct Connection {
     socket: TcpStream,
     is_tls: bool,
+    way: Way,
     sending: Mutex<Sending>,
     decoder: Option<Mutex<Decoder>>,
     waiting: AtomicBool,
     closed: AtomicBool,
+    accompanied: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -83,6 +86,7 @@ impl Connection {
             tls.lift_buffer_limit();
         }
         Self {
+            way: way::settle(&socket),
             socket,
             is_tls: layer.tls.is_some(),
             decoder: layer.websocket.map(|side| Mutex::new(Decoder::new(side))),
@@ -97,6 +101,19 @@ impl Connection {
             }),
             waiting: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            accompanied: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether what is not to wait goes by another connection from now on.
+    pub fn set_accompanied(&self, accompanied: bool) {
+        self.accompanied.store(accompanied, Ordering::Relaxed);
+    }
+
+    fn room(&self) -> Room {
+        match self.way {
+            Way::Long if self.accompanied.load(Ordering::Relaxed) => Room::MORE,
+            _ => Room::LITTLE,
         }
     }
 
@@ -130,7 +147,7 @@ impl Connection {
         let waits = sending.waits();
         let waited = self.waiting.swap(waits, Ordering::AcqRel);
         if waits {
-            sending.pace.follow(&self.socket, now_nanos);
+            sending.pace.follow(&self.socket, self.room(), now_nanos);
         }
         if waits && !waited {
             // The kernel may have made room before anybody could know that something waits.
@@ -153,7 +170,7 @@ impl Connection {
         let outcome = sending.flush(&self.socket);
         sending.failed |= outcome.is_err();
         if sending.waits() {
-            sending.pace.follow(&self.socket, now_nanos);
+            sending.pace.follow(&self.socket, self.room(), now_nanos);
         }
         self.waiting.store(sending.waits(), Ordering::Release);
         outcome.map(|_| Dropped { late, ..Dropped::default() })

@@ -12,6 +12,7 @@ mod connection;
 pub mod frame;
 mod pace;
 mod queue;
+mod way;
 pub mod websocket;
 
 use std::io;
@@ -21,6 +22,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 pub use connection::{Connection, Layer, Received, Tls};
 pub use queue::{Dropped, Mark, WAITING_BYTES, WAITING_NANOS};
+pub use way::begin;
 
 use crate::sys::socket::set_option;
 
@@ -44,7 +46,7 @@ pub fn prepare<'s>(socket: impl Into<SockRef<'s>>) -> io::Result<()> {
     let socket: SockRef<'_> = socket.into();
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
-    set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, pace::NOT_SENT_BYTES_MAX)?;
+    set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, pace::NOT_SENT_BYTES)?;
     socket.set_tcp_user_timeout(Some(STALL))?;
     for (option, wait) in [(TCP_RTO_MIN_US, LEAST_TIMEOUT), (TCP_DELACK_MAX_US, MOST_ACK_DELAY)] {
         // A kernel that does not know them keeps its own timers: slower at losses, and right.
