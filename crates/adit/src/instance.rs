@@ -324,6 +324,10 @@ impl Instance {
                     self.endpoints.heard(peer, endpoint);
                 }
                 self.roaming.heard(peer);
+                // Over a connection its endpoint is known only now, and a change is one only to who knew what was before.
+                if self.followed.contains(peer) && !self.roaming.knows(peer) {
+                    self.follow_ways();
+                }
                 return Some(Wake::Heard);
             }
             Event::Roamed { peer, endpoint } => {

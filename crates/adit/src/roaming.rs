@@ -93,6 +93,11 @@ impl Roaming {
         moved
     }
 
+    /// Whether the way to the peer was looked at before.
+    pub fn knows(&self, peer: &PublicKey) -> bool {
+        self.ways.contains_key(peer)
+    }
+
     /// Those to whom to speak once more.
     pub fn due(&mut self) -> Vec<PublicKey> {
         let now = Instant::now();

@@ -140,7 +140,7 @@ fn a_connection_follows_the_client_to_another_address_and_the_session_goes_on() 
         client.ip(["addr", "del", &format!("{old}/24"), "dev", "eth0"]).unwrap();
         client.attempt(["ip", "route", "replace", "default", "via", "10.100.0.1", "dev", "eth0"]).unwrap();
         wait_for("the program to notice", SOON, || (lines("another network") > took.len()).then_some(()))
-            .unwrap();
+            .unwrap_or_else(|error| panic!("{error}: {}", tunnel.stderr()));
         wait_for("another connection", SOON, || (lines("is reached by a connection") > before).then_some(()))
             .unwrap_or_else(|error| panic!("{error}: {}", tunnel.stderr()));
         took.push(began.elapsed());
