@@ -114,7 +114,7 @@ impl Outbox {
             return;
         }
         if let Some(stream) = &self.to {
-            count(&stream.connection.send(&self.bytes, &self.marks, now.0), forwarding);
+            count(&stream.send(&self.bytes, &self.marks, now), forwarding);
         }
         self.bytes.clear();
         self.marks.clear();

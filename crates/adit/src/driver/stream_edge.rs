@@ -109,7 +109,7 @@ impl StreamEdge {
         sink: &mut impl StreamSink,
     ) -> io::Result<bool> {
         let Some(mine) = self.mine.get_mut(&number) else { return Ok(true) };
-        count(&mine.stream.connection.flush(now.0)?, forwarding);
+        count(&mine.stream.flush(now)?, forwarding);
         for _ in 0..READS_PER_TURN {
             let kept = mine.tail.len();
             self.memory[..kept].copy_from_slice(&mine.tail);

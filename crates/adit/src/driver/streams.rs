@@ -5,6 +5,7 @@
 //! - relaxed atomics, written by the receiving lane and read by [`Streams::sweep`]: the times
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -14,6 +15,7 @@ use adit_proto::endpoint::{Carrier, Endpoint};
 use adit_proto::forward::Forwarding;
 use adit_proto::key::PublicKey;
 use adit_proto::reason::DropReason;
+use adit_proto::time::Instant;
 use adit_proto::wire::TRANSPORT_MIN_LEN;
 
 use super::clock;
@@ -161,7 +163,9 @@ impl Streams {
     }
 
     pub(super) fn forget(&self, number: u64) {
-        self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.remove(&number);
+        table.values().for_each(|it| it.is_alone(number));
     }
 
     /// How many there are.
@@ -202,7 +206,7 @@ impl Streams {
         let is_transport = message.first().is_some_and(|kind| kind & 0x0f == 4);
         let kept = !is_transport || message.len() <= TRANSPORT_MIN_LEN + 16;
         let mark = Mark { end: message.len() + length.len(), packets: 1, kept };
-        let sent = stream.connection.send(&[&length, message].concat(), &[mark], clock::now().0);
+        let sent = stream.send(&[&length, message].concat(), &[mark], clock::now());
         count(&sent, forwarding);
     }
 
@@ -221,13 +225,13 @@ impl Streams {
         let (asides, mut others): (Vec<_>, Vec<_>) = others.partition(|it| it.is_aside.load(Relaxed));
         if claimed.is_aside.load(Relaxed) {
             asides.iter().for_each(|it| it.connection.close());
-            others.iter().for_each(|it| it.has_beside(claimed.number));
+            others.iter().for_each(|it| it.beside.store(claimed.number, Relaxed));
             return;
         }
         for aside in asides {
             if aside.number > claimed.number {
                 // It was opened beside this one, which only speaks for the first time now.
-                claimed.has_beside(aside.number);
+                claimed.beside.store(aside.number, Relaxed);
             } else {
                 // A peer that comes by another way has left the one beside the old way too.
                 aside.connection.close();
@@ -286,16 +290,19 @@ impl Stream {
         Some(self.beside.load(Relaxed)).filter(|number| *number != 0)
     }
 
-    fn has_beside(&self, number: u64) {
-        self.beside.store(number, Relaxed);
-        self.connection.set_accompanied(true);
-    }
-
     /// That connection is gone; unless there is another by now.
     pub(super) fn is_alone(&self, without: u64) {
-        if self.beside.compare_exchange(without, 0, Relaxed, Relaxed).is_ok() {
-            self.connection.set_accompanied(false);
-        }
+        let _ = self.beside.compare_exchange(without, 0, Relaxed, Relaxed);
+    }
+
+    /// Hands messages to the connection, as [`Connection::send`].
+    pub(super) fn send(&self, batch: &[u8], marks: &[Mark], now: Instant) -> Dropped {
+        self.connection.send(batch, marks, self.beside().is_some(), now.0)
+    }
+
+    /// Sends what waits, as [`Connection::flush`].
+    pub(super) fn flush(&self, now: Instant) -> io::Result<Dropped> {
+        self.connection.flush(self.beside().is_some(), now.0)
     }
 
     /// Notes whether a message is incomplete, and whether it is the same as before.

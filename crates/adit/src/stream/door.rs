@@ -254,7 +254,7 @@ fn bound(at: SocketAddr) -> io::Result<Socket> {
         }
         outcome => outcome?,
     }
-    stream::begin(&socket);
+    stream::begin_without_bbr(&socket);
     socket.listen(BACKLOG)?;
     Ok(socket)
 }

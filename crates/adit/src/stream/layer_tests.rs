@@ -63,7 +63,7 @@ fn drain(from: &Connection, to: &Connection, at_least: usize) -> Vec<u8> {
     let mut all = Vec::new();
     let mut idle = 0;
     while all.len() < at_least || from.is_waiting() || idle < 20 {
-        from.flush(0).unwrap();
+        from.flush(false, 0).unwrap();
         let received = to.receive(&mut scratch, &mut into).unwrap();
         all.extend_from_slice(&into[..received.len]);
         idle = if received.len > 0 { 0 } else { idle + 1 };
@@ -85,7 +85,7 @@ fn batches_of_every_length_around_a_chunk_arrive_whole_by_every_layer() {
                 // Several messages make a chunk of just that length, and then there is one more.
                 let ends = [1_000, 30_000, len - 34, len];
                 let marks = ends.map(|end| Mark { end, packets: 1, kept: false });
-                let dropped = from.send(&batch, &marks, 0);
+                let dropped = from.send(&batch, &marks, false, 0);
                 assert_eq!(dropped.full + dropped.gone, 0, "{len} bytes, {tls} {websocket}: {dropped:?}");
                 let arrived = drain(from, to, len);
                 assert!(arrived == batch, "{len} bytes, {tls} {websocket}");
@@ -103,7 +103,7 @@ fn where_nothing_is_taken_the_oldest_go_and_the_newest_arrive_by_every_layer() {
         while dropped < 200 {
             let batch: Vec<u8> = sent.to_be_bytes().into_iter().cycle().take(LEN).collect();
             let mark = Mark { end: LEN, packets: 1, kept: false };
-            let outcome = client.send(&batch, &[mark], 0);
+            let outcome = client.send(&batch, &[mark], false, 0);
             assert_eq!((outcome.gone, outcome.late), (0, 0));
             dropped += outcome.full;
             sent += 1;

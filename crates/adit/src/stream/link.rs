@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use adit_io::carrier::stream::websocket::Side;
-use adit_io::carrier::stream::{Layer, Tls, begin, prepare};
+use adit_io::carrier::stream::{Layer, Tls, begin_without_bbr, prepare};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
@@ -184,7 +184,7 @@ async fn open(address: SocketAddr, fwmark: u32) -> io::Result<TcpStream> {
     if fwmark != 0 {
         SockRef::from(&socket).set_mark(fwmark)?;
     }
-    begin(&socket);
+    begin_without_bbr(&socket);
     let socket = TcpSocket::from_std_stream(socket.into());
     timeout(STEP, socket.connect(address)).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }

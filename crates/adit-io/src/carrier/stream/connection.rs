@@ -7,9 +7,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustls::{ClientConnection, ServerConnection};
 use socket2::SockRef;
 
-use super::pace::{Pace, Room};
+use super::pace::Pace;
 use super::queue::{Dropped, Mark, SendQueue};
-use super::way::{self, Way};
 use super::websocket::{self, Decoder, Side};
 use crate::sys::socket::set_option;
 
@@ -39,17 +38,15 @@ pub struct Layer {
 /// A connection that carries messages. Non-blocking.
 ///
 /// - locked: what waits to be sent, with the TLS session; the WebSocket decoder, which only the receiving lane uses
-/// - atomic: whether anything waits, whether it is closed, whether it has company
+/// - atomic: whether anything waits, whether it is closed
 #[derive(Debug)]
 pub struct Connection {
     socket: TcpStream,
     is_tls: bool,
-    way: Way,
     sending: Mutex<Sending>,
     decoder: Option<Mutex<Decoder>>,
     waiting: AtomicBool,
     closed: AtomicBool,
-    accompanied: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -86,7 +83,6 @@ impl Connection {
             tls.lift_buffer_limit();
         }
         Self {
-            way: way::settle(&socket),
             socket,
             is_tls: layer.tls.is_some(),
             decoder: layer.websocket.map(|side| Mutex::new(Decoder::new(side))),
@@ -101,25 +97,12 @@ impl Connection {
             }),
             waiting: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            accompanied: AtomicBool::new(false),
-        }
-    }
-
-    /// Whether what is not to wait goes by another connection from now on.
-    pub fn set_accompanied(&self, accompanied: bool) {
-        self.accompanied.store(accompanied, Ordering::Relaxed);
-    }
-
-    fn room(&self) -> Room {
-        match self.way {
-            Way::Long if self.accompanied.load(Ordering::Relaxed) => Room::MORE,
-            _ => Room::LITTLE,
         }
     }
 
     /// Sends messages, each with its length in front, that lie one behind the other in `batch` as `marks` say. What the
-    /// kernel does not take waits, within bounds. Never blocks.
-    pub fn send(&self, batch: &[u8], marks: &[Mark], now_nanos: u64) -> Dropped {
+    /// kernel does not take waits, within bounds. Never blocks. `has_company`: flows that send little go by another connection.
+    pub fn send(&self, batch: &[u8], marks: &[Mark], has_company: bool, now_nanos: u64) -> Dropped {
         let mut sending = self.lock();
         let mut dropped = Dropped { late: sending.queue.expire(now_nanos), ..Dropped::default() };
         let outcome = sending.flush(&self.socket).and_then(|progress| match progress {
@@ -146,9 +129,7 @@ impl Connection {
         }
         let waits = sending.waits();
         let waited = self.waiting.swap(waits, Ordering::AcqRel);
-        if waits {
-            sending.pace.follow(&self.socket, self.room(), now_nanos);
-        }
+        sending.pace.follow(&self.socket, waits, has_company, now_nanos);
         if waits && !waited {
             // The kernel may have made room before anybody could know that something waits.
             sending.failed |= sending.flush(&self.socket).is_err();
@@ -157,11 +138,11 @@ impl Connection {
         dropped
     }
 
-    /// Sends what waits, as far as the kernel takes it now.
+    /// Sends what waits, as far as the kernel takes it now; `has_company` as with [`send`](Self::send).
     ///
     /// # Errors
     /// The connection is broken.
-    pub fn flush(&self, now_nanos: u64) -> io::Result<Dropped> {
+    pub fn flush(&self, has_company: bool, now_nanos: u64) -> io::Result<Dropped> {
         if !self.waiting.load(Ordering::Acquire) {
             return Ok(Dropped::default());
         }
@@ -169,10 +150,9 @@ impl Connection {
         let late = sending.queue.expire(now_nanos);
         let outcome = sending.flush(&self.socket);
         sending.failed |= outcome.is_err();
-        if sending.waits() {
-            sending.pace.follow(&self.socket, self.room(), now_nanos);
-        }
-        self.waiting.store(sending.waits(), Ordering::Release);
+        let waits = sending.waits();
+        sending.pace.follow(&self.socket, waits, has_company, now_nanos);
+        self.waiting.store(waits, Ordering::Release);
         outcome.map(|_| Dropped { late, ..Dropped::default() })
     }
 

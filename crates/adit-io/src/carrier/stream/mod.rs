@@ -22,7 +22,7 @@ use socket2::{SockRef, TcpKeepalive};
 
 pub use connection::{Connection, Layer, Received, Tls};
 pub use queue::{Dropped, Mark, WAITING_BYTES, WAITING_NANOS};
-pub use way::begin;
+pub use way::begin_without_bbr;
 
 use crate::sys::socket::set_option;
 

@@ -3,29 +3,32 @@
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 
+use super::way::{Way, settle};
 use crate::sys::socket::{delivery_rate, set_option};
 
-/// The kernel takes no more while so much is not even sent, until the rate is known.
+/// What the kernel may hold unsent until the rate is known, and at most where packets of every kind wait behind it.
 pub(super) const NOT_SENT_BYTES: i32 = 64 * 1024;
 /// A few packets: less would leave the kernel without work between an acknowledgement and us.
 const NOT_SENT_BYTES_MIN: i32 = 6 * 1024;
 /// Between looks at the rate.
 const LOOK_NANOS: u64 = 50_000_000;
+/// After so long the way is known by more than the round trip of the first packet, which a busy moment can make long.
+const SETTLE_NANOS: u64 = 500_000_000;
 
-/// What may be unsent at most: so much time of the rate, and never more than so many bytes.
+/// What may be unsent: what the rate of late brings in a time, but not more than so many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Room {
+struct Room {
     millis: u64,
     bytes_max: i32,
 }
 
 impl Room {
-    /// For a connection that carries everything: what waits there is late for every packet behind it. And for a short
-    /// way, which takes whatever comes.
-    pub(super) const LITTLE: Self = Self { millis: 30, bytes_max: NOT_SENT_BYTES };
-    /// For a connection that only flows which send much go by. A lost segment stops a long way for a round trip; what comes
-    /// meanwhile finds room, where else it would be dropped, and the flow slow down.
-    pub(super) const MORE: Self = Self { millis: 100, bytes_max: 4 * 1024 * 1024 };
+    /// For a connection that carries everything: what waits is late for all behind it. And for a short way, where
+    /// nothing waits for long.
+    const LITTLE: Self = Self { millis: 30, bytes_max: NOT_SENT_BYTES };
+    /// For a connection over a long way with another beside it for what sends little. A lost segment stops such a way for a
+    /// round trip: what comes meanwhile waits here, where else it would be dropped.
+    const MORE: Self = Self { millis: 100, bytes_max: 4 * 1024 * 1024 };
 
     /// What may be unsent at a rate in bytes per second; 0 is one that is not known.
     fn at(self, bytes_per_sec: u64) -> i32 {
@@ -36,28 +39,46 @@ impl Room {
     }
 }
 
-/// Makes the limit of unsent bytes follow the rate at which the other end receives.
+/// What a connection asks of the kernel: by its way once that is known, by the rate at which the other end receives, and
+/// by what else goes by it.
 #[derive(Debug)]
 pub(super) struct Pace {
     limit: i32,
+    way: Option<Way>,
+    settles_nanos: Option<u64>,
     next_look_nanos: u64,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { limit: NOT_SENT_BYTES, next_look_nanos: 0 }
+        Self { limit: NOT_SENT_BYTES, way: None, settles_nanos: None, next_look_nanos: 0 }
     }
 }
 
 impl Pace {
-    /// To be called while something waits: only then the rate is that of the way, and not ours.
-    pub(super) fn follow(&mut self, socket: &TcpStream, room: Room, now_nanos: u64) {
-        if now_nanos < self.next_look_nanos {
+    /// To be called with every send: whether something `waits` that the kernel did not take, and whether the connection
+    /// `has_company`, another one for what sends little.
+    pub(super) fn follow(&mut self, socket: &TcpStream, waits: bool, has_company: bool, now_nanos: u64) {
+        if self.way.is_none() {
+            let settles = *self.settles_nanos.get_or_insert(now_nanos + SETTLE_NANOS);
+            if waits || now_nanos >= settles {
+                self.way = Some(settle(socket));
+            }
+        }
+        let room = if has_company && self.way == Some(Way::Long) { Room::MORE } else { Room::LITTLE };
+        // Without company it is lowered at once.
+        let is_too_much = self.limit > room.bytes_max;
+        let is_due = now_nanos >= self.next_look_nanos && (waits || self.limit > NOT_SENT_BYTES);
+        if !is_too_much && !is_due {
             return;
         }
         self.next_look_nanos = now_nanos + LOOK_NANOS;
         let Ok(rate) = delivery_rate(socket.as_fd()) else { return };
-        let limit = room.at(rate);
+        let mut limit = room.at(rate);
+        if !waits {
+            // The rate may be ours then, and not that of the way: that is no reason for more, nor for very little.
+            limit = limit.max(NOT_SENT_BYTES).min(self.limit);
+        }
         // Each change is a call; a small one is not worth it.
         if (limit - self.limit).abs() > self.limit / 8
             && set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, limit).is_ok()
@@ -69,7 +90,11 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
     use super::*;
+    use crate::sys::socket::option;
 
     #[test]
     fn what_waits_in_the_kernel_is_little_time_at_any_rate() {
@@ -82,5 +107,56 @@ mod tests {
         assert_eq!(Room::MORE.at(500_000), 50_000);
         assert_eq!(Room::MORE.at(10_000_000), 1_000_000);
         assert_eq!(Room::MORE.at(u64::MAX), 4 * 1024 * 1024);
+    }
+
+    /// Both ends, after so much went over them that the kernel knows a rate, which over loopback is a high one.
+    fn busy() -> [TcpStream; 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let mut far = listener.accept().unwrap().0;
+        let mut into = vec![0; 64 * 1024];
+        for _ in 0..64 {
+            near.write_all(&into).unwrap();
+            far.read_exact(&mut into).unwrap();
+        }
+        [near, far]
+    }
+
+    fn limit_of(socket: &TcpStream) -> i32 {
+        option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT).unwrap()
+    }
+
+    #[test]
+    fn a_long_way_gets_room_for_its_rate_only_beside_another_connection_and_loses_it_at_once() {
+        let [near, _far] = busy();
+        let mut pace = Pace { way: Some(Way::Long), ..Pace::default() };
+        pace.follow(&near, true, false, 0);
+        assert!(pace.limit <= NOT_SENT_BYTES, "alone");
+        pace.follow(&near, true, true, LOOK_NANOS - 1);
+        assert!(pace.limit <= NOT_SENT_BYTES, "the next look is not due");
+        pace.follow(&near, true, true, LOOK_NANOS);
+        assert!(limit_of(&near) > NOT_SENT_BYTES);
+        let more = limit_of(&near);
+        pace.follow(&near, false, true, 2 * LOOK_NANOS);
+        assert!(limit_of(&near) <= more && limit_of(&near) >= NOT_SENT_BYTES, "nothing waits");
+        pace.follow(&near, false, false, 2 * LOOK_NANOS + 1);
+        assert_eq!(limit_of(&near), NOT_SENT_BYTES, "alone again");
+
+        let mut pace = Pace { way: Some(Way::Short), ..Pace::default() };
+        pace.follow(&near, true, true, 0);
+        assert!(limit_of(&near) <= NOT_SENT_BYTES, "a short way");
+    }
+
+    #[test]
+    fn the_way_is_known_after_half_a_second_or_when_something_waits_and_stays_what_it_was() {
+        let [near, far] = busy();
+        let mut pace = Pace::default();
+        for (at, known) in [(7, false), (6 + SETTLE_NANOS, false), (7 + SETTLE_NANOS, true)] {
+            pace.follow(&near, false, true, at);
+            assert_eq!(pace.way.is_some(), known, "{at}");
+        }
+        let mut pace = Pace::default();
+        pace.follow(&far, true, true, 7);
+        assert!(pace.way.is_some());
     }
 }

@@ -1,21 +1,21 @@
-//! How long the way of a connection is, and what that asks of the kernel.
+//! How long the way of a connection is, and which congestion control that asks for.
 //!
-//! CUBIC takes each lost packet for a full queue. Over a long way it recovers from that for seconds, so that a share of lost
-//! packets which radio has every day leaves it a hundredth of the rate. BBR looks at what arrives. But it paces, with a
-//! timer for each burst, and over a way that is shorter than a burst that brings nothing and costs a fifth of the rate.
+//! CUBIC takes each lost packet for a full queue. Over a long way it recovers from that for seconds, and the losses that radio
+//! has every day leave it a few percent of the rate. BBR looks at what arrives instead. But BBR paces, with a timer for each
+//! burst: over a short way that gains nothing, and costs a fifth of the rate of a local network.
 
-use std::io;
 use std::os::fd::AsFd;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::sys::socket::least_round_trip;
 
-/// Round trips from here on are those of a long way: radio, or out of the house.
+/// Round trips from here on are those of a long way: most radio, and all that is out of the house.
 const LONG: Duration = Duration::from_millis(1);
-/// What hosts use when nobody has chosen anything; whatever else a host uses is somebody's choice.
-const USUAL: [&[u8]; 3] = [b"cubic", b"reno", b"bbr"];
+/// The kernel's own, the simplest, and the one in question; another one than these is kept on every way.
+const KNOWN: [&str; 3] = ["cubic", "reno", "bbr"];
 
 /// The way to the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,24 +26,39 @@ pub(super) enum Way {
     Long,
 }
 
-/// Makes a socket start as over a short way: before it connects or listens, for a timer once asked for stays.
-pub fn begin<'s>(socket: impl Into<SockRef<'s>>) {
+/// Makes a socket start without BBR. To be called before it connects or listens: BBR's pacing timer stays, even when the
+/// congestion control is another later.
+pub fn begin_without_bbr<'s>(socket: impl Into<SockRef<'s>>) {
     let socket = socket.into();
-    if congestion_control_of(&socket).is_ok_and(|used| used == b"bbr") {
-        // Where there is no other, or we may not have it, it works as well, and slower.
-        let _ = socket.set_tcp_congestion(b"cubic");
+    // Now, for looking may load a module.
+    let _ = has_bbr();
+    if congestion_control(&socket).as_deref() == Some("bbr") {
+        // Reno is in every kernel and nobody is refused it.
+        let _ = socket.set_tcp_congestion(b"cubic").or_else(|_| socket.set_tcp_congestion(b"reno"));
     }
 }
 
-/// The way of a connection, which is told of it: a long one has BBR, where the kernel has that.
+/// Finds out how long the way of a connection is, by the shortest of its round trips, and chooses BBR for a long one.
 pub(super) fn settle<'s>(socket: impl Into<SockRef<'s>>) -> Way {
     let socket = socket.into();
     let way = way_of(least_round_trip(socket.as_fd()).ok().flatten());
-    if way == Way::Long && congestion_control_of(&socket).is_ok_and(|used| USUAL.contains(&used.as_slice())) {
-        // Without it, losses cost more.
+    let may_change = || congestion_control(&socket).is_some_and(|used| KNOWN.contains(&used.as_str()));
+    if way == Way::Long && has_bbr() && may_change() {
+        // A route can have a congestion control of its own (`congctl lock`), which stays then.
         let _ = socket.set_tcp_congestion(b"bbr");
     }
     way
+}
+
+/// Whether this process can have BBR. Asked for once: as root it loads the kernel's module, and where there is none that
+/// would be tried again for each connection.
+fn has_bbr() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(|| {
+        Socket::new(Domain::IPV4, Type::STREAM, None)
+            .or_else(|_| Socket::new(Domain::IPV6, Type::STREAM, None))
+            .is_ok_and(|socket| socket.set_tcp_congestion(b"bbr").is_ok())
+    })
 }
 
 fn way_of(round_trip: Option<Duration>) -> Way {
@@ -53,11 +68,9 @@ fn way_of(round_trip: Option<Duration>) -> Way {
     }
 }
 
-/// Its name, without the zeros that the kernel puts behind it.
-fn congestion_control_of(socket: &SockRef<'_>) -> io::Result<Vec<u8>> {
-    let mut name = socket.tcp_congestion()?;
-    name.truncate(name.iter().position(|byte| *byte == 0).unwrap_or(name.len()));
-    Ok(name)
+fn congestion_control(socket: &SockRef<'_>) -> Option<String> {
+    let name = String::from_utf8(socket.tcp_congestion().ok()?).ok()?;
+    Some(name.trim_end_matches('\0').to_owned())
 }
 
 #[cfg(test)]
