@@ -324,7 +324,8 @@ impl Instance {
                     self.endpoints.heard(peer, endpoint);
                 }
                 self.roaming.heard(peer);
-                // Over a connection its endpoint is known only now, and a change is one only to who knew what was before.
+                // A peer that is reached by a connection has an endpoint only now. Without a look now, the first change
+                // would be taken for the first look.
                 if self.followed.contains(peer) && !self.roaming.knows(peer) {
                     self.follow_ways();
                 }

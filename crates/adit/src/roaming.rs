@@ -93,9 +93,9 @@ impl Roaming {
         moved
     }
 
-    /// Whether the way to the peer was looked at before.
+    /// Whether the way to the peer was looked at before, or never will be for there are too many.
     pub fn knows(&self, peer: &PublicKey) -> bool {
-        self.ways.contains_key(peer)
+        self.ways.len() >= FOLLOWED_MAX || self.ways.contains_key(peer)
     }
 
     /// Those to whom to speak once more.

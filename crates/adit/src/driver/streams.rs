@@ -163,9 +163,11 @@ impl Streams {
     }
 
     pub(super) fn forget(&self, number: u64) {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.remove(&number);
-        table.values().for_each(|it| it.is_alone(number));
+        let gone = self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        if gone.is_some_and(|it| it.is_aside.load(Relaxed)) {
+            let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+            table.values().filter(|it| it.beside() == Some(number)).for_each(|it| it.is_alone(number));
+        }
     }
 
     /// How many there are.
@@ -218,6 +220,10 @@ impl Streams {
         *claimed.peer.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
         drop(claimed.place.lock().unwrap_or_else(PoisonError::into_inner).take());
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        if !table.contains_key(&claimed.number) {
+            // It has ended meanwhile, and must not stand beside anything.
+            return;
+        }
         let others = table
             .values()
             .filter(|it| it.number != claimed.number)

@@ -6,7 +6,8 @@ use std::os::fd::AsFd;
 use super::way::{Way, settle};
 use crate::sys::socket::{delivery_rate, set_option};
 
-/// What the kernel may hold unsent until the rate is known, and at most where packets of every kind wait behind it.
+/// What the kernel may hold unsent until the rate is known; also the most for a connection that carries everything, or
+/// over a short way.
 pub(super) const NOT_SENT_BYTES: i32 = 64 * 1024;
 /// A few packets: less would leave the kernel without work between an acknowledgement and us.
 const NOT_SENT_BYTES_MIN: i32 = 6 * 1024;
@@ -66,21 +67,21 @@ impl Pace {
             }
         }
         let room = if has_company && self.way == Some(Way::Long) { Room::MORE } else { Room::LITTLE };
-        // Without company it is lowered at once.
+        // Without company it is lowered with the next send.
         let is_too_much = self.limit > room.bytes_max;
         let is_due = now_nanos >= self.next_look_nanos && (waits || self.limit > NOT_SENT_BYTES);
         if !is_too_much && !is_due {
             return;
         }
         self.next_look_nanos = now_nanos + LOOK_NANOS;
-        let Ok(rate) = delivery_rate(socket.as_fd()) else { return };
+        let rate = delivery_rate(socket.as_fd()).unwrap_or(0);
         let mut limit = room.at(rate);
         if !waits {
             // The rate may be ours then, and not that of the way: that is no reason for more, nor for very little.
             limit = limit.max(NOT_SENT_BYTES).min(self.limit);
         }
         // Each change is a call; a small one is not worth it.
-        if (limit - self.limit).abs() > self.limit / 8
+        if (is_too_much || (limit - self.limit).abs() > self.limit / 8)
             && set_option(socket.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, limit).is_ok()
         {
             self.limit = limit;
@@ -141,6 +142,11 @@ mod tests {
         assert!(limit_of(&near) <= more && limit_of(&near) >= NOT_SENT_BYTES, "nothing waits");
         pace.follow(&near, false, false, 2 * LOOK_NANOS + 1);
         assert_eq!(limit_of(&near), NOT_SENT_BYTES, "alone again");
+
+        let mut pace = Pace { way: Some(Way::Long), limit: NOT_SENT_BYTES + 4_000, ..Pace::default() };
+        set_option(near.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, pace.limit).unwrap();
+        pace.follow(&near, false, false, 0);
+        assert_eq!(limit_of(&near), NOT_SENT_BYTES, "however little it is too much");
 
         let mut pace = Pace { way: Some(Way::Short), ..Pace::default() };
         pace.follow(&near, true, true, 0);

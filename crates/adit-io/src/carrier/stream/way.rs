@@ -30,7 +30,7 @@ pub(super) enum Way {
 /// congestion control is another later.
 pub fn begin_without_bbr<'s>(socket: impl Into<SockRef<'s>>) {
     let socket = socket.into();
-    // Now, for looking may load a module.
+    // Here, and not later on a lane: the first look may load a module.
     let _ = has_bbr();
     if congestion_control(&socket).as_deref() == Some("bbr") {
         // Reno is in every kernel and nobody is refused it.
