@@ -116,6 +116,11 @@ fn a_long_way_has_bbr_where_the_kernel_has_it_and_a_short_one_goes_without() {
                 assert_eq!(used_after_a_while(end), start, "{control}, short");
             }
         }
+        // A route's own, locked, is kept.
+        run("ip route change 10.7.0.0/24 dev far0 src 10.7.0.1 congctl lock reno");
+        let [near, _far] = connect("10.7.0.2", "10.7.0.1", "reno").unwrap();
+        assert_eq!(used_after_a_while(near), "reno");
+        run("ip route change 10.7.0.0/24 dev far0 src 10.7.0.1");
         // Somebody's choice.
         let another = ["westwood", "vegas", "illinois", "dctcp"].into_iter().find(|it| begun(it).is_some());
         if let Some(another) = another {

@@ -168,7 +168,9 @@ mod tests {
         let peer = PublicKey([1; 32]);
         let peers = [(peer, IpAddr::from([192, 0, 2, 1]))];
         let mut roaming = Roaming { find, ..Roaming::default() };
+        assert!(!roaming.knows(&peer));
         assert!(roaming.look(&peers, 0).is_empty(), "the first look");
+        assert!(roaming.knows(&peer));
         assert!(roaming.look(&peers, 0).is_empty(), "nothing changed");
         LINK.store(0, Relaxed);
         assert!(roaming.look(&peers, 0).is_empty(), "without a way there is nothing to say");
@@ -182,6 +184,12 @@ mod tests {
         roaming.heard(&peer);
         assert_eq!(roaming.patience(Duration::from_secs(5)), Duration::from_secs(5));
         assert!(roaming.look(&[], 0).is_empty() && roaming.ways.is_empty());
+        let many: Vec<_> = (0..=FOLLOWED_MAX as u8).map(|n| (PublicKey([n; 32]), peers[0].1)).collect();
+        roaming.look(&many, 0);
+        assert!(
+            many.iter().all(|(it, _)| roaming.knows(it)),
+            "the last one is never looked at, and so not again and again"
+        );
     }
 
     #[test]
