@@ -34,7 +34,7 @@ use crate::config::CarrierChoice;
 use crate::driver::{self, Driver, DriverEvent, Remote, Streams};
 use crate::stream::{LinkError, Way};
 
-use self::aside::Aside;
+use self::aside::Asides;
 pub use self::target::Target;
 pub(crate) use self::target::{begin, by_datagrams, choice_of, proxy_of, targets};
 use self::way_back::WayBack;
@@ -252,15 +252,15 @@ impl Caller {
         let Some(number) = endpoint.carrier.connection() else { return Ok(At::Udp) };
         let mut answered = None;
         let (streams, remote) = (Arc::clone(&self.streams), self.remote.clone());
-        let mut aside = Aside::new(streams, remote, self.target.peer, way);
+        let mut asides = Asides::new(streams, remote, self.target.peer, way, number);
         self.streams.settle(&self.target.peer, endpoint);
         let mut watch = Watch::new();
         self.way_back.begin(Instant::now());
         loop {
-            aside.tend(&self.target.link).await;
+            asides.tend(&self.target.link).await;
             match self.next(Instant::now() + LOOK).await? {
                 Some(News::Ended(ended)) if ended == number => return Ok(At::Nowhere),
-                Some(News::Ended(ended)) => aside.ended(ended),
+                Some(News::Ended(ended)) => asides.ended(ended),
                 Some(News::Answered(by)) if by.carrier == endpoint.carrier => {
                     (answered, watch.asked) = (Some(Instant::now()), Questions::default());
                 }
@@ -269,10 +269,10 @@ impl Caller {
                         tracing::info!("UDP works again; moving back to it");
                         self.remote.apply(vec![Command::Move(self.target.peer, self.udp())]);
                         let streams = Arc::clone(&self.streams);
-                        let aside = aside.take_number();
+                        let beside = asides.take_numbers();
                         tokio::spawn(async move {
                             tokio::time::sleep(FAREWELL).await;
-                            [Some(number), aside].into_iter().flatten().for_each(|it| streams.close(it));
+                            [number].into_iter().chain(beside).for_each(|it| streams.close(it));
                         });
                         return Ok(At::Udp);
                     }
@@ -286,7 +286,7 @@ impl Caller {
                     // The old one goes when the new one has proven itself, or when it is found dead.
                     return Ok(At::Nowhere);
                 }
-                Some(News::Answered(by)) => aside.answered(&by),
+                Some(News::Answered(by)) => asides.answered(&by),
                 Some(_) => {}
                 // That it ended is told, but news can be lost.
                 None if !self.streams.is_open(number) => return Ok(At::Nowhere),
@@ -295,15 +295,14 @@ impl Caller {
                     if silence > DOUBT {
                         self.challenge(endpoint);
                     }
-                    // Each of two connections hides that the other is dead: what is in use is asked for itself.
+                    // Each of several connections hides that another is dead: what is in use is asked for itself.
                     let carried = self.path().map_or(0, |path| path.traffic.carried());
-                    if watch.is_due(carried)
-                        && self.has_session()
-                        && let Some(beside) = aside.ask_again()
-                    {
-                        watch.asked.note();
-                        self.challenge(endpoint);
-                        self.challenge(beside);
+                    if watch.is_due(carried) && self.has_session() {
+                        let beside = asides.ask_again();
+                        if !beside.is_empty() {
+                            watch.asked.note();
+                            [endpoint].into_iter().chain(beside).for_each(|it| self.challenge(it));
+                        }
                     }
                     if watch.asked.are_in_vain()
                         || silence > DEAD && answered.is_none_or(|at: Instant| at.elapsed() > DOUBT)

@@ -2,14 +2,19 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::Duration;
 
+use adit_io::sys::NetNamespace;
 use adit_lab::{Content, Host, wait_for};
 use common::SOON;
 use common::carried::{up, wait_for_carrier};
 use common::internet::{
-    INSIDE, Internet, admit, finish_download, init, start_gateway, stop_gateway, succeed,
+    INSIDE, Internet, admit, finish_download, init, start_gateway, status, stop_gateway, succeed,
 };
+use common::slow_way::{SlowWay, device};
 
 const FILE: Content = Content { seed: 0xa51d, bytes: 4 << 20 };
 
@@ -51,7 +56,7 @@ fn echo(client: &Host) {
     let size = ECHO_BYTES.to_string();
     let ping = ["ping", "-n", "-q", "-i", "0.05", "-c", &count, "-s", &size, "-W", "2", INSIDE];
     let said = client.exec(ping).unwrap().stdout;
-    assert!(said.contains(" 0% packet loss"), "{said}");
+    assert!(said.contains(" 0% packet loss") && !said.contains("duplicates"), "{said}");
 }
 
 #[test]
@@ -113,6 +118,101 @@ fn flows_that_send_little_go_beside_a_download_and_by_the_first_connection_when_
         internet.router.exec(["nft", "delete", "table", "ip", "cut"]).unwrap();
         succeed(client, &["down"]);
         wait_for("both to end", Duration::from_secs(30), || seen(gateway).is_empty().then_some(())).unwrap();
+    }
+    stop_gateway(running);
+}
+
+/// Leads what the router forwards through a slow way; ended when dropped.
+struct Detour {
+    router: Host,
+    over: Arc<AtomicBool>,
+    carrying: Option<thread::JoinHandle<()>>,
+}
+
+impl Detour {
+    fn new(router: &Host, way: SlowWay) -> Self {
+        let namespace = NetNamespace::open(format!("/run/netns/{}", router.namespace()).as_ref()).unwrap();
+        let over = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&over);
+        let carrying = thread::spawn(move || {
+            namespace.enter().unwrap();
+            let mut tun = device("slow0").unwrap();
+            way.carry(&mut tun, || until.load(Ordering::Relaxed)).unwrap();
+        });
+        wait_for("the device", SOON, || router.has_interface("slow0").then_some(())).unwrap();
+        router.ip(["link", "set", "slow0", "up"]).unwrap();
+        for interface in ["all", "slow0", "client-0", "gateway"] {
+            router.set_sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), "0").unwrap();
+        }
+        router.ip(["route", "add", "default", "dev", "slow0", "table", "100"]).unwrap();
+        for interface in ["client-0", "gateway"] {
+            router.ip(["rule", "add", "iif", interface, "lookup", "100"]).unwrap();
+        }
+        Self { router: router.clone(), over, carrying: Some(carrying) }
+    }
+}
+
+impl Drop for Detour {
+    fn drop(&mut self) {
+        for interface in ["client-0", "gateway"] {
+            let _ = self.router.ip(["rule", "del", "iif", interface, "lookup", "100"]);
+        }
+        self.over.store(true, Ordering::Relaxed);
+        let _ = self.carrying.take().map(thread::JoinHandle::join);
+    }
+}
+
+/// Messages that had come by the other connection already, at either end.
+fn copies(hosts: [&Host; 2]) -> u64 {
+    hosts.into_iter().map(|host| status(host)["drops"]["stream_copy"].as_u64().unwrap_or(0)).sum()
+}
+
+#[test]
+fn what_sends_little_goes_by_two_connections_while_the_way_loses_and_comes_once() {
+    let internet = Internet::new("both", 1);
+    let (client, gateway) = (&internet.clients[0], &internet.gateway);
+    init(gateway);
+    let running = start_gateway(gateway);
+    let file = admit(gateway, "phone", client, &[]);
+    let mut copied = 0;
+    for kind in ["tcp", "tls"] {
+        let of = |lost_of_10_000| SlowWay { delay: Duration::from_millis(5), lost_of_10_000, seed: 7 };
+        let mut slow = Some(Detour::new(&internet.router, of(0)));
+        up(client, &file, &["--carrier", kind]);
+        wait_for_carrier(client, &[kind], SOON);
+        two_connections(gateway);
+        // Over how many connections the answers come.
+        let carrying = || {
+            let before = seen(gateway);
+            echo(client);
+            let grown = |it: &&Seen| sent(gateway, it.port) - it.sent_bytes > ECHOES * ECHO_BYTES * 9 / 10;
+            before.iter().filter(grown).count()
+        };
+        // The connection beside the first is used only once the client has an answer by it.
+        wait_for("echoes by one connection", SOON, || (carrying() == 1).then_some(())).unwrap();
+        for _ in 0..4 {
+            assert_eq!(carrying(), 1, "{kind}");
+        }
+        assert_eq!((seen(gateway).len(), copies([client, gateway])), (2, copied), "{kind}");
+
+        drop(slow.take());
+        slow = Some(Detour::new(&internet.router, of(1_000)));
+        wait_for("echoes by two connections", 3 * SOON, || (carrying() == 2).then_some(())).unwrap();
+        assert_eq!(seen(gateway).len(), 3, "{kind}: {:?}", seen(gateway));
+        // `echo` has seen that each came, and once.
+        let before = std::mem::replace(&mut copied, copies([client, gateway]));
+        assert!(copied - before > ECHOES, "{kind}: {before} {copied}");
+
+        if kind == "tcp" {
+            drop(slow.take());
+            slow = Some(Detour::new(&internet.router, of(0)));
+            wait_for("echoes by one again", 4 * SOON, || (carrying() == 1).then_some(())).unwrap();
+        }
+        succeed(client, &["down"]);
+        wait_for("all to end", Duration::from_secs(30), || seen(gateway).is_empty().then_some(())).unwrap();
+        drop(slow);
+        // The client counts anew.
+        copied = status(gateway)["drops"]["stream_copy"].as_u64().unwrap_or(0);
     }
     stop_gateway(running);
 }

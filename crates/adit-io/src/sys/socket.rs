@@ -33,14 +33,47 @@ pub(crate) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i3
 }
 
 /// Where numbers are in `struct tcp_info` of `linux/tcp.h`; the structure of `libc` ends before them.
+const RETRANSMITTED_AT: usize = 100;
 const LEAST_ROUND_TRIP_AT: usize = 148;
+const RECEIVED_WITH_DATA_AT: usize = 152;
+const SENT_WITH_DATA_AT: usize = 156;
 const DELIVERY_RATE_AT: usize = 160;
-const TCP_INFO_LEN: usize = DELIVERY_RATE_AT + 8;
+const CAME_TWICE_AT: usize = 216;
+const OUT_OF_ORDER_AT: usize = 224;
+const TCP_INFO_LEN: usize = OUT_OF_ORDER_AT + 4;
 
 /// How many bytes per second the other end of a TCP connection receives of late; 0 while it is not known.
 pub(crate) fn delivery_rate(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let info = tcp_info(fd)?;
-    Ok(u64::from_ne_bytes(info[DELIVERY_RATE_AT..].try_into().unwrap_or_default()))
+    Ok(info[DELIVERY_RATE_AT..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes)))
+}
+
+/// The data segments of a TCP connection since it began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Segments {
+    /// Sent, and sent again.
+    pub(crate) sent: u32,
+    /// Sent again.
+    pub(crate) again: u32,
+    /// Sent again for nothing: the other end says that it had them (RFC 2883).
+    pub(crate) came_twice: u32,
+    /// Received.
+    pub(crate) received: u32,
+    /// Received before others that had been sent earlier.
+    pub(crate) out_of_order: u32,
+}
+
+/// What a TCP connection has sent and received.
+pub(crate) fn segments(fd: BorrowedFd<'_>) -> io::Result<Segments> {
+    let info = tcp_info(fd)?;
+    let number = |at: usize| info[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
+    Ok(Segments {
+        sent: number(SENT_WITH_DATA_AT),
+        again: number(RETRANSMITTED_AT),
+        came_twice: number(CAME_TWICE_AT),
+        received: number(RECEIVED_WITH_DATA_AT),
+        out_of_order: number(OUT_OF_ORDER_AT),
+    })
 }
 
 /// The shortest round trip of a TCP connection of late, once one was measured.

@@ -37,7 +37,9 @@ impl Forwarding {
         let (path, opened) = match opened {
             Ok((keypair, opened)) => (Arc::clone(&keypair.path), opened),
             Err(reason) => {
-                self.drops.count(reason);
+                // A connection repeats nothing by itself.
+                let is_copy = reason == DropReason::Replay;
+                self.drops.count(if is_copy { DropReason::StreamCopy } else { reason });
                 return FromStream::default();
             }
         };

@@ -1,7 +1,8 @@
-//! A second connection beside the one that carries the session, for flows that send little.
+//! Connections beside the one that carries the session, for flows that send little: one, and another when the way loses
+//! packets.
 //!
-//! It is opened once the first has stood for a moment, in the same way as that, and used when the gateway has answered by
-//! it. Without it everything goes by the first one.
+//! Each is opened once the first has stood for a moment, in the same way as that, and used when the gateway has answered
+//! by it. Without any everything goes by the first one.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,61 @@ const PROOF: Duration = Duration::from_secs(3);
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_secs(120);
 
-/// The connection beside one; it ends with this.
-pub(super) struct Aside {
+/// The connections beside one; they end with this.
+pub(super) struct Asides {
+    main: u64,
+    one: Aside,
+    /// Once packets get lost. It stays then: what is lossy now will be so again.
+    other: Option<Aside>,
+}
+
+impl Asides {
+    pub(super) fn new(streams: Arc<Streams>, remote: Remote, peer: PublicKey, way: Way, main: u64) -> Self {
+        Self { main, one: Aside::new(streams, remote, peer, way), other: None }
+    }
+
+    fn each(&mut self) -> impl Iterator<Item = &mut Aside> {
+        [&mut self.one].into_iter().chain(&mut self.other)
+    }
+
+    /// What is due; to be called every now and then.
+    pub(super) async fn tend(&mut self, link: &Link) {
+        let streams = Arc::clone(&self.one.streams);
+        if self.other.is_none() && self.one.is_open() {
+            let numbers = [Some(self.main), self.one.number()];
+            if numbers.into_iter().flatten().any(|number| streams.loses(number)) {
+                tracing::debug!("packets get lost; what sends little gets a second connection");
+                self.other = Some(Aside::new(streams, self.one.remote.clone(), self.one.peer, self.one.way));
+            }
+        }
+        for aside in self.each() {
+            aside.tend(link).await;
+        }
+    }
+
+    /// The gateway has answered a challenge by this way.
+    pub(super) fn answered(&mut self, by: &Endpoint) {
+        self.each().for_each(|aside| aside.answered(by));
+    }
+
+    /// Where to ask whether they still work: an answer has to come from now on. None when none is in use.
+    pub(super) fn ask_again(&mut self) -> Vec<Endpoint> {
+        self.each().filter_map(Aside::ask_again).collect()
+    }
+
+    /// A connection has ended.
+    pub(super) fn ended(&mut self, number: u64) {
+        self.each().for_each(|aside| aside.ended(number));
+    }
+
+    /// Their numbers; they do not end with this any more.
+    pub(super) fn take_numbers(mut self) -> Vec<u64> {
+        self.each().filter_map(Aside::take_number).collect()
+    }
+}
+
+/// One of them.
+struct Aside {
     streams: Arc<Streams>,
     remote: Remote,
     peer: PublicKey,
@@ -45,13 +99,13 @@ enum State {
 }
 
 impl Aside {
-    pub(super) fn new(streams: Arc<Streams>, remote: Remote, peer: PublicKey, way: Way) -> Self {
+    fn new(streams: Arc<Streams>, remote: Remote, peer: PublicKey, way: Way) -> Self {
         let state = State::Due(Instant::now() + LATER);
         Self { streams, remote, peer, way, state, pause: PAUSE_MIN }
     }
 
     /// What is due; to be called every now and then.
-    pub(super) async fn tend(&mut self, link: &Link) {
+    async fn tend(&mut self, link: &Link) {
         // That it ended is told, but news can be lost.
         if self.number().is_some_and(|number| !self.streams.is_open(number)) {
             self.later();
@@ -66,11 +120,11 @@ impl Aside {
                 _ => self.later(),
             },
             State::Asked(_, until) if Instant::now() >= *until => {
-                tracing::debug!("the gateway does not answer by a second connection");
+                tracing::debug!("the gateway does not answer by a connection beside the first");
                 self.later();
             }
             State::Open(_, asked) if asked.are_in_vain() => {
-                tracing::debug!("the gateway does not answer by the second connection any more");
+                tracing::debug!("the gateway does not answer by a connection beside the first any more");
                 self.later();
             }
             State::Due(_) | State::Opening(_) | State::Asked(..) | State::Open(..) => {}
@@ -78,7 +132,7 @@ impl Aside {
     }
 
     /// The gateway has answered a challenge by this way.
-    pub(super) fn answered(&mut self, by: &Endpoint) {
+    fn answered(&mut self, by: &Endpoint) {
         if let State::Asked(endpoint, _) = self.state
             && endpoint.carrier == by.carrier
         {
@@ -93,21 +147,21 @@ impl Aside {
     }
 
     /// Where to ask whether it still works, when it is in use: an answer has to come from now on.
-    pub(super) fn ask_again(&mut self) -> Option<Endpoint> {
+    fn ask_again(&mut self) -> Option<Endpoint> {
         let State::Open(endpoint, asked) = &mut self.state else { return None };
         asked.note();
         Some(*endpoint)
     }
 
     /// A connection has ended.
-    pub(super) fn ended(&mut self, number: u64) {
+    fn ended(&mut self, number: u64) {
         if self.number() == Some(number) {
             self.later();
         }
     }
 
     /// Its number; it does not end with this any more.
-    pub(super) fn take_number(mut self) -> Option<u64> {
+    fn take_number(&mut self) -> Option<u64> {
         let number = self.number();
         if number.is_some() {
             self.state = State::Due(Instant::now());
@@ -121,6 +175,10 @@ impl Aside {
         let _ = aws_lc_rs::rand::fill(&mut chosen);
         self.remote.apply(vec![Command::Accompany(self.peer, endpoint, chosen)]);
         self.state = State::Asked(endpoint, Instant::now() + PROOF);
+    }
+
+    fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(..))
     }
 
     fn later(&mut self) {

@@ -9,6 +9,7 @@
 //! One engine thread owns the [`adit_proto::engine::Engine`]; each lane owns a TUN queue and a port.
 
 mod clock;
+mod copies;
 mod engine;
 mod lane;
 mod mailbox;

@@ -5,6 +5,9 @@
 //! flow that sends more goes over to the other one, and comes back when it has sent nothing there for a second: by then
 //! what it had there has arrived, or waits longer than anybody should. Where it goes over, the first packets there may
 //! overtake the last ones here. Flows that share a place in the table share its fate.
+//!
+//! On a way that loses packets there are two such connections. What sends little goes by both of them, and so do the
+//! acknowledgements of a transfer while they are few: a loss then delays only what both have lost, or hold up.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -22,9 +25,24 @@ const LITTLE_PACKETS: u32 = 16;
 const LITTLE_PACKETS_OF_TCP: u32 = 3;
 /// How long a flow that has sent more has to be quiet before it is sparse again.
 const QUIET_MILLIS: u64 = 1_000;
+/// Acknowledgements of a transfer are few up to this many in a window.
+const FEW_ACKNOWLEDGEMENTS: u32 = 50;
+/// An acknowledgement with all the headers it can have.
+const ACKNOWLEDGEMENT_BYTES: usize = 120;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
+
+/// What a packet is one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sends {
+    /// A flow that sends little.
+    Little,
+    /// Small packets of TCP, too many to be little: the acknowledgements of a transfer, as a rule.
+    Acknowledgements,
+    /// A flow that sends much.
+    Much,
+}
 
 /// What flows have sent lately. Of one lane.
 #[derive(Debug)]
@@ -38,6 +56,8 @@ struct Place {
     window: u64,
     bytes: u32,
     packets: u32,
+    /// Those of the window before.
+    packets_before: u32,
     /// When it last went with the bulk; 0 is never.
     bulk_millis: u64,
 }
@@ -47,17 +67,18 @@ impl SparseFlows {
         Self { places: Vec::new(), seed: RandomState::new() }
     }
 
-    /// Counts an inside packet or superpacket of `packets`, and tells whether its flow sends little.
-    pub(super) fn take(&mut self, now: Instant, packet: &[u8], packets: usize) -> bool {
-        let Some(flow) = Flow::of(packet) else { return false };
+    /// Counts an inside packet or superpacket of `packets`, and tells what its flow sends.
+    pub(super) fn take(&mut self, now: Instant, packet: &[u8], packets: usize) -> Sends {
+        let Some(flow) = Flow::of(packet) else { return Sends::Much };
         if self.places.is_empty() {
             self.places = vec![Place::default(); PLACES];
         }
         let protocol = flow.protocol;
         let at = self.seed.hash_one(flow) as usize % PLACES;
-        let Some(place) = self.places.get_mut(at) else { return false };
+        let Some(place) = self.places.get_mut(at) else { return Sends::Much };
         let (now, window) = (now.as_millis(), now.as_millis() / WINDOW_MILLIS);
         if place.window != window {
+            place.packets_before = if place.window + 1 == window { place.packets } else { 0 };
             (place.window, place.bytes, place.packets) = (window, 0, 0);
         }
         place.bytes = place.bytes.saturating_add(packet.len() as u32);
@@ -68,7 +89,14 @@ impl SparseFlows {
         if is_much || was_bulk {
             place.bulk_millis = now;
         }
-        !(is_much || was_bulk)
+        let are_few = place.packets.max(place.packets_before) <= FEW_ACKNOWLEDGEMENTS;
+        match is_much || was_bulk {
+            false => Sends::Little,
+            true if protocol == TCP && are_few && packets == 1 && packet.len() <= ACKNOWLEDGEMENT_BYTES => {
+                Sends::Acknowledgements
+            }
+            true => Sends::Much,
+        }
     }
 }
 
@@ -120,43 +148,73 @@ mod tests {
         Instant(millis * 1_000_000)
     }
 
+    fn is_little(flows: &mut SparseFlows, millis: u64, packet: &[u8]) -> bool {
+        flows.take(at(millis), packet, 1) == Sends::Little
+    }
+
     #[test]
     fn a_flow_that_sends_little_stays_sparse_and_one_that_sends_much_comes_back_after_a_quiet_second() {
         let mut flows = SparseFlows::new();
         for millis in (1_000..5_000).step_by(20) {
-            assert!(flows.take(at(millis), &udp(1, 200), 1), "ten packets in a window");
+            assert!(is_little(&mut flows, millis, &udp(1, 200)), "ten packets in a window");
         }
-        let bulk: Vec<bool> = (0..10).map(|_| flows.take(at(5_000), &udp(1, 1_400), 1)).collect();
+        let bulk: Vec<bool> = (0..10).map(|_| is_little(&mut flows, 5_000, &udp(1, 1_400))).collect();
         assert_eq!(bulk.iter().take_while(|it| **it).count(), 5, "the first 8 KiB");
         assert!(bulk[5..].iter().all(|it| !it));
-        let acks: Vec<bool> = (0..20).map(|_| flows.take(at(5_000), &udp(7, 52), 1)).collect();
+        let acks: Vec<bool> = (0..20).map(|_| is_little(&mut flows, 5_000, &udp(7, 52))).collect();
         assert_eq!(acks.iter().take_while(|it| **it).count(), 16);
         let mut ack = udp(8, 52);
         ack[9] = TCP;
-        let acks: Vec<bool> = (0..20).map(|_| flows.take(at(5_000), &ack, 1)).collect();
+        let acks: Vec<bool> = (0..20).map(|_| is_little(&mut flows, 5_000, &ack)).collect();
         assert_eq!(acks.iter().take_while(|it| **it).count(), 3);
-        assert!(!flows.take(at(5_900), &udp(1, 200), 1));
-        assert!(!flows.take(at(6_800), &udp(1, 200), 1), "it was not quiet");
-        assert!(flows.take(at(7_800), &udp(1, 200), 1));
+        assert!(!is_little(&mut flows, 5_900, &udp(1, 200)));
+        assert!(!is_little(&mut flows, 6_800, &udp(1, 200)), "it was not quiet");
+        assert!(is_little(&mut flows, 7_800, &udp(1, 200)));
     }
 
     #[test]
     fn flows_are_told_apart_and_superpackets_and_fragments_are_never_sparse() {
         let mut flows = SparseFlows::new();
-        assert!(!flows.take(at(1_000), &udp(1, 3_000), 3));
-        let others = (2..102).filter(|port| flows.take(at(1_000), &udp(*port, 60), 1)).count();
+        assert_eq!(flows.take(at(1_000), &udp(1, 3_000), 3), Sends::Much);
+        let others = (2..102).filter(|port| is_little(&mut flows, 1_000, &udp(*port, 60))).count();
         assert!(others > 90, "but those in the same place: {others}");
         let mut fragment = udp(500, 60);
-        assert!(flows.take(at(3_000), &fragment, 1));
+        assert!(is_little(&mut flows, 3_000, &fragment));
         fragment[6] = 0x20;
-        assert!(!flows.take(at(3_000), &fragment, 1));
+        assert!(!is_little(&mut flows, 3_000, &fragment));
         for cut in 0..24 {
-            assert!(!flows.take(at(3_000), &fragment[..cut], 1), "{cut}");
+            assert!(!is_little(&mut flows, 3_000, &fragment[..cut]), "{cut}");
         }
         let mut six = vec![0; 80];
         (six[0], six[6]) = (0x60, 58);
-        assert!(flows.take(at(3_000), &six, 1));
+        assert!(is_little(&mut flows, 3_000, &six));
         six[6] = 44;
-        assert!(!flows.take(at(3_000), &six, 1), "fragments");
+        assert!(!is_little(&mut flows, 3_000, &six), "fragments");
+    }
+
+    #[test]
+    fn small_packets_of_tcp_are_acknowledgements_while_they_are_few() {
+        let mut flows = SparseFlows::new();
+        let tcp = |len| {
+            let mut packet = udp(9, len);
+            packet[9] = TCP;
+            packet
+        };
+        let count = |flows: &mut SparseFlows, millis, packets: usize, wanted| {
+            (0..packets).filter(|_| flows.take(at(millis), &tcp(52), 1) == wanted).count()
+        };
+        assert_eq!(count(&mut flows, 1_000, 3, Sends::Little), 3);
+        assert_eq!(count(&mut flows, 1_000, 47, Sends::Acknowledgements), 47);
+        assert_eq!(count(&mut flows, 1_000, 4, Sends::Much), 4, "more than a few");
+        assert_eq!(count(&mut flows, 1_100, 4, Sends::Much), 4, "they were many just now");
+        assert_eq!(count(&mut flows, 1_200, 4, Sends::Acknowledgements), 4);
+        assert_eq!(count(&mut flows, 1_400, 4, Sends::Acknowledgements), 4, "a window without any");
+        assert_eq!(flows.take(at(1_500), &tcp(120), 1), Sends::Acknowledgements);
+        assert_eq!(flows.take(at(1_500), &tcp(121), 1), Sends::Much);
+        assert_eq!(flows.take(at(1_500), &tcp(120), 2), Sends::Much, "a superpacket");
+        for _ in 0..20 {
+            flows.take(at(1_600), &udp(9, 52), 1);
+        }
+        assert_eq!(flows.take(at(1_900), &udp(9, 52), 1), Sends::Much, "UDP acknowledges nothing");
     }
 }

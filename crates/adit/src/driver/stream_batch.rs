@@ -12,8 +12,8 @@ use adit_proto::keypair::{Keypair, blocks_of};
 use adit_proto::reason::DropReason;
 use adit_proto::time::Instant;
 
-use super::sparse::SparseFlows;
-use super::streams::{Stream, Streams, count};
+use super::sparse::{Sends, SparseFlows};
+use super::streams::{BESIDE, Stream, Streams, count};
 
 /// Length, header and tag of a message.
 const OVERHEAD: usize = frame::LENGTH_LEN + 32;
@@ -21,12 +21,23 @@ const HEADER: usize = 16;
 /// The batch is sent when it holds this much.
 const FULL: usize = 256 * 1024;
 
-/// Sealed messages to one connection, and to the one beside it.
+/// Sealed messages to one connection, and to those beside it.
 pub(super) struct StreamBatch {
     streams: Arc<Streams>,
     main: Outbox,
-    aside: Outbox,
+    asides: [Outbox; BESIDE],
     sparse: SparseFlows,
+}
+
+/// The connections that a packet goes by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// The one that carries the session.
+    Main,
+    /// One beside it.
+    Aside,
+    /// Both beside it. Sealed once: the replay window of the other end takes what comes first.
+    Asides,
 }
 
 /// Sealed messages to one connection, back to back, each with its length in front.
@@ -39,7 +50,8 @@ struct Outbox {
 
 impl StreamBatch {
     pub(super) fn new(streams: Arc<Streams>) -> Self {
-        Self { streams, main: Outbox::default(), aside: Outbox::default(), sparse: SparseFlows::new() }
+        let (main, asides) = Default::default();
+        Self { streams, main, asides, sparse: SparseFlows::new() }
     }
 
     /// Seals a packet, or a superpacket as one message.
@@ -60,12 +72,14 @@ impl StreamBatch {
             forwarding.drops.add(DropReason::StreamGone, packets as u64);
             return;
         }
-        let is_aside = self.goes_aside(now, forwarding, inside, buffer);
-        let outbox = if is_aside { &mut self.aside } else { &mut self.main };
+        let by = self.connections_for(now, forwarding, inside, buffer);
+        let is_aside = by != By::Main;
+        let [aside, _] = &mut self.asides;
+        let outbox = if is_aside { aside } else { &mut self.main };
         let whole = inside.segment_size().filter(|size| *size >= SEGMENT_MIN).filter(|_| {
             packets > 1 && inside.len() + SUPERPACKET_HEADER_LEN + OVERHEAD <= frame::MESSAGE_MAX
         });
-        let before = outbox.bytes.len();
+        let (before, marks_before) = (outbox.bytes.len(), outbox.marks.len());
         let messages = match whole {
             Some(segment_size) => outbox.seal_whole(keypair, segment_size, inside, buffer),
             None => outbox.seal_packets(forwarding, keypair, is_aside, inside, buffer),
@@ -80,30 +94,57 @@ impl StreamBatch {
         }
         let sent = outbox.bytes.len() - before - messages * frame::LENGTH_LEN;
         forwarding.sent(now, keypair, messages as u64, sent as u64, notices);
-        if outbox.bytes.len() >= FULL {
-            outbox.send(now, forwarding);
+        if by == By::Asides {
+            let [aside, other] = &mut self.asides;
+            other.copy(aside, before, marks_before);
+        }
+        for outbox in self.asides.iter_mut().chain([&mut self.main]) {
+            if outbox.bytes.len() >= FULL {
+                outbox.send(now, forwarding);
+            }
         }
     }
 
     /// Hands everything to the connections.
     pub(super) fn send(&mut self, now: Instant, forwarding: &Forwarding) {
-        self.aside.send(now, forwarding);
-        self.main.send(now, forwarding);
+        for outbox in self.asides.iter_mut().chain([&mut self.main]) {
+            outbox.send(now, forwarding);
+        }
     }
 
-    /// Whether a packet goes by the connection beside that of the endpoint, which the other outbox is for then.
-    fn goes_aside(&mut self, now: Instant, forwarding: &Forwarding, inside: &Inside, buffer: &[u8]) -> bool {
-        let Some(main) = &self.main.to else { return false };
-        let Some(number) = main.beside() else { return false };
+    /// The connections that a packet goes by; the outboxes beside the first are for those then.
+    fn connections_for(
+        &mut self,
+        now: Instant,
+        forwarding: &Forwarding,
+        inside: &Inside,
+        buffer: &[u8],
+    ) -> By {
+        let Some(main) = self.main.to.clone() else { return By::Main };
+        let numbers = main.beside();
+        if numbers == [None; BESIDE] {
+            return By::Main;
+        }
         let packet = buffer.get(..inside.len()).unwrap_or_default();
-        if !self.sparse.take(now, packet, inside.count()) {
-            return false;
+        let sends = self.sparse.take(now, packet, inside.count());
+        if sends == Sends::Much {
+            return By::Main;
         }
-        let is_there = self.aside.address(&self.streams, number, now, forwarding);
-        if !is_there {
-            main.is_alone(number);
+        let mut there = 0;
+        for number in numbers.into_iter().flatten() {
+            let Some(outbox) = self.asides.get_mut(there) else { break };
+            if outbox.address(&self.streams, number, now, forwarding) {
+                there += 1;
+            } else {
+                main.is_without(number);
+            }
         }
-        is_there
+        let loses = main.connection.loses() || self.asides.iter().take(there).any(Outbox::loses);
+        match (there, sends) {
+            (2, _) if loses && main.copies.spend(now, inside.len()) => By::Asides,
+            (1.., Sends::Little) => By::Aside,
+            _ => By::Main,
+        }
     }
 }
 
@@ -128,6 +169,19 @@ impl Outbox {
         self.send(now, forwarding);
         self.to = streams.get(number).filter(|it| !it.connection.is_closed());
         self.to.is_some()
+    }
+
+    /// Whether what it sends gets lost.
+    fn loses(&self) -> bool {
+        self.to.as_ref().is_some_and(|to| to.connection.loses())
+    }
+
+    /// Takes what another one holds from there on, too.
+    fn copy(&mut self, other: &Self, bytes_from: usize, marks_from: usize) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(other.bytes.get(bytes_from..).unwrap_or_default());
+        let marks = other.marks.get(marks_from..).unwrap_or_default();
+        self.marks.extend(marks.iter().map(|mark| Mark { end: mark.end - bytes_from + start, ..*mark }));
     }
 
     fn seal_whole(&mut self, keypair: &Keypair, segment_size: u16, inside: &Inside, buffer: &[u8]) -> usize {

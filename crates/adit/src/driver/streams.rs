@@ -19,6 +19,7 @@ use adit_proto::time::Instant;
 use adit_proto::wire::TRANSPORT_MIN_LEN;
 
 use super::clock;
+use super::copies::Copies;
 use super::order::{LaneHandle, Order};
 use crate::stream::Place;
 
@@ -73,8 +74,10 @@ pub struct Stream {
     peer: Mutex<Option<PublicKey>>,
     /// Whether it is there beside another one of the peer's, for flows that send little.
     is_aside: AtomicBool,
-    /// The number of the connection beside this one; 0 is none.
-    beside: AtomicU64,
+    /// The numbers of the connections beside this one, the newest first; 0 is none.
+    beside: [AtomicU64; BESIDE],
+    /// Of what goes by both of those.
+    pub(super) copies: Copies,
     /// When another connection of the same peer took over; 0 while it is the newest.
     superseded_millis: AtomicU64,
     /// Since when a message is incomplete; 0 when none is.
@@ -91,6 +94,9 @@ const PROVE_MILLIS: u64 = 10_000;
 const SUPERSEDED_MILLIS: u64 = 5_000;
 /// Connections of one peer; the oldest goes when it opens another.
 const OF_A_PEER: usize = 2;
+
+/// Connections beside the one that carries a peer's session.
+pub(super) const BESIDE: usize = 2;
 
 /// The connections of a driver.
 #[derive(Debug)]
@@ -135,7 +141,8 @@ impl Streams {
             opened_millis: now_millis(),
             peer: Mutex::new(None),
             is_aside: AtomicBool::new(is_aside),
-            beside: AtomicU64::new(0),
+            beside: Default::default(),
+            copies: Copies::default(),
             superseded_millis: AtomicU64::new(0),
             partial_millis: AtomicU64::new(0),
             received: Mutex::new(new.received),
@@ -166,7 +173,7 @@ impl Streams {
         let gone = self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
         if gone.is_some_and(|it| it.is_aside.load(Relaxed)) {
             let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-            table.values().filter(|it| it.beside() == Some(number)).for_each(|it| it.is_alone(number));
+            table.values().for_each(|it| it.is_without(number));
         }
     }
 
@@ -190,6 +197,11 @@ impl Streams {
     /// Whether there is such a connection.
     pub fn is_open(&self, number: u64) -> bool {
         self.get(number).is_some_and(|stream| !stream.connection.is_closed())
+    }
+
+    /// Whether a connection loses packets, in either direction.
+    pub fn loses(&self, number: u64) -> bool {
+        self.get(number).is_some_and(|stream| stream.connection.loses() || stream.connection.hears_losses())
     }
 
     pub(super) fn set_fwmark(&self, fwmark: u32) {
@@ -228,21 +240,21 @@ impl Streams {
             .values()
             .filter(|it| it.number != claimed.number)
             .filter(|it| *it.peer.lock().unwrap_or_else(PoisonError::into_inner) == Some(peer));
-        let (asides, mut others): (Vec<_>, Vec<_>) = others.partition(|it| it.is_aside.load(Relaxed));
+        let (mut asides, mut others): (Vec<_>, Vec<_>) = others.partition(|it| it.is_aside.load(Relaxed));
+        asides.sort_by_key(|it| std::cmp::Reverse(it.number));
         if claimed.is_aside.load(Relaxed) {
-            asides.iter().for_each(|it| it.connection.close());
-            others.iter().for_each(|it| it.beside.store(claimed.number, Relaxed));
+            let (kept, too_many) = asides.split_at(asides.len().min(BESIDE - 1));
+            too_many.iter().for_each(|it| it.connection.close());
+            let kept: Vec<u64> =
+                std::iter::once(claimed.number).chain(kept.iter().map(|it| it.number)).collect();
+            others.iter().for_each(|it| it.stand_beside(&kept));
             return;
         }
-        for aside in asides {
-            if aside.number > claimed.number {
-                // It was opened beside this one, which only speaks for the first time now.
-                claimed.beside.store(aside.number, Relaxed);
-            } else {
-                // A peer that comes by another way has left the one beside the old way too.
-                aside.connection.close();
-            }
-        }
+        // Those opened beside this one, which only speaks for the first time now; a peer that comes by another way has
+        // left those beside the old way too.
+        let (kept, left) = asides.split_at(asides.partition_point(|it| it.number > claimed.number));
+        claimed.stand_beside(&kept.iter().map(|it| it.number).collect::<Vec<_>>());
+        left.iter().for_each(|it| it.connection.close());
         others.sort_by_key(|it| std::cmp::Reverse(it.number));
         for (at, other) in others.into_iter().enumerate() {
             let _ = other.superseded_millis.compare_exchange(0, now_millis(), Relaxed, Relaxed);
@@ -260,7 +272,7 @@ impl Streams {
         }
     }
 
-    /// Flows to `peer` that send little go by that connection from now on, beside the other one.
+    /// Flows to `peer` that send little go by that connection from now on, beside the first one.
     pub fn accompany(&self, peer: &PublicKey, aside: Endpoint) {
         let Some(aside) = aside.carrier.connection().and_then(|number| self.get(number)) else { return };
         self.claim(&aside, *peer, true);
@@ -291,24 +303,36 @@ impl Stream {
         *self.peer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The number of the connection beside this one, for flows that send little.
-    pub(super) fn beside(&self) -> Option<u64> {
-        Some(self.beside.load(Relaxed)).filter(|number| *number != 0)
+    /// The numbers of the connections beside this one, for flows that send little: the newest first.
+    pub(super) fn beside(&self) -> [Option<u64>; BESIDE] {
+        self.beside.each_ref().map(|it| Some(it.load(Relaxed)).filter(|number| *number != 0))
     }
 
-    /// That connection is gone; unless there is another by now.
-    pub(super) fn is_alone(&self, without: u64) {
-        let _ = self.beside.compare_exchange(without, 0, Relaxed, Relaxed);
+    fn stand_beside(&self, numbers: &[u64]) {
+        for (at, place) in self.beside.iter().enumerate() {
+            place.store(numbers.get(at).copied().unwrap_or(0), Relaxed);
+        }
+    }
+
+    /// That connection is gone; unless there is another in its place by now.
+    pub(super) fn is_without(&self, gone: u64) {
+        for place in &self.beside {
+            let _ = place.compare_exchange(gone, 0, Relaxed, Relaxed);
+        }
+    }
+
+    fn has_company(&self) -> bool {
+        self.beside().iter().any(Option::is_some)
     }
 
     /// Hands messages to the connection, as [`Connection::send`].
     pub(super) fn send(&self, batch: &[u8], marks: &[Mark], now: Instant) -> Dropped {
-        self.connection.send(batch, marks, self.beside().is_some(), now.0)
+        self.connection.send(batch, marks, self.has_company(), now.0)
     }
 
     /// Sends what waits, as [`Connection::flush`].
     pub(super) fn flush(&self, now: Instant) -> io::Result<Dropped> {
-        self.connection.flush(self.beside().is_some(), now.0)
+        self.connection.flush(self.has_company(), now.0)
     }
 
     /// Notes whether a message is incomplete, and whether it is the same as before.

@@ -16,6 +16,7 @@ pub mod picture;
 pub mod proxied;
 pub mod rootless;
 pub mod service;
+pub mod slow_way;
 pub mod terminal;
 pub mod tunnel;
 pub mod wire;

@@ -105,7 +105,7 @@ fn measure(options: &Options) -> Result<bool> {
 
 fn build(options: &Options) -> Result<Programs> {
     let adit = ["build", "--release", "--locked", "--package", "adit", "--bin", "adit"];
-    let slow = ["build", "--release", "--locked", "--package", "adit-io", "--example", "slow_path"];
+    let slow = ["build", "--release", "--locked", "--package", "adit", "--example", "slow_path"];
     if !succeeds(&mut cargo(&adit))? || !succeeds(&mut cargo(&slow))? {
         bail!("adit could not be built: see above");
     }

@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustls::{ClientConnection, ServerConnection};
 use socket2::SockRef;
 
+use super::losses::Losses;
 use super::pace::Pace;
 use super::queue::{Dropped, Mark, SendQueue};
 use super::websocket::{self, Decoder, Side};
@@ -38,7 +39,7 @@ pub struct Layer {
 /// A connection that carries messages. Non-blocking.
 ///
 /// - locked: what waits to be sent, with the TLS session; the WebSocket decoder, which only the receiving lane uses
-/// - atomic: whether anything waits, whether it is closed
+/// - atomic: whether anything waits, whether its way loses packets (there and back), whether it is closed
 #[derive(Debug)]
 pub struct Connection {
     socket: TcpStream,
@@ -46,6 +47,8 @@ pub struct Connection {
     sending: Mutex<Sending>,
     decoder: Option<Mutex<Decoder>>,
     waiting: AtomicBool,
+    loses: AtomicBool,
+    hears_losses: AtomicBool,
     closed: AtomicBool,
 }
 
@@ -58,6 +61,7 @@ struct Sending {
     rest_sent: usize,
     queue: SendQueue,
     pace: Pace,
+    losses: Losses,
     failed: bool,
 }
 
@@ -93,9 +97,12 @@ impl Connection {
                 rest_sent: 0,
                 queue: SendQueue::default(),
                 pace: Pace::default(),
+                losses: Losses::default(),
                 failed: false,
             }),
             waiting: AtomicBool::new(false),
+            loses: AtomicBool::new(false),
+            hears_losses: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         }
     }
@@ -130,6 +137,11 @@ impl Connection {
         let waits = sending.waits();
         let waited = self.waiting.swap(waits, Ordering::AcqRel);
         sending.pace.follow(&self.socket, waits, has_company, now_nanos);
+        if sending.pace.is_far() {
+            let losses = sending.losses.follow(&self.socket, now_nanos);
+            self.loses.store(losses.there.are_many(), Ordering::Relaxed);
+            self.hears_losses.store(losses.back.are_many(), Ordering::Relaxed);
+        }
         if waits && !waited {
             // The kernel may have made room before anybody could know that something waits.
             sending.failed |= sending.flush(&self.socket).is_err();
@@ -159,6 +171,16 @@ impl Connection {
     /// Whether something waits until the kernel takes more.
     pub fn is_waiting(&self) -> bool {
         self.waiting.load(Ordering::Acquire)
+    }
+
+    /// Whether the other end is far, and the way there loses packets.
+    pub fn loses(&self) -> bool {
+        self.loses.load(Ordering::Relaxed)
+    }
+
+    /// Whether the other end is far, and the way from there loses packets.
+    pub fn hears_losses(&self) -> bool {
+        self.hears_losses.load(Ordering::Relaxed)
     }
 
     /// Whether it is known to be broken or was closed by us.

@@ -9,10 +9,11 @@
 //! sends on it, under a lock, and one lane receives.
 
 mod connection;
+mod distance;
 pub mod frame;
+mod losses;
 mod pace;
 mod queue;
-mod way;
 pub mod websocket;
 
 use std::io;
@@ -21,8 +22,8 @@ use std::time::Duration;
 use socket2::{SockRef, TcpKeepalive};
 
 pub use connection::{Connection, Layer, Received, Tls};
+pub use distance::begin_without_bbr;
 pub use queue::{Dropped, Mark, WAITING_BYTES, WAITING_NANOS};
-pub use way::begin_without_bbr;
 
 use crate::sys::socket::set_option;
 

@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 
-use super::way::{Way, settle};
+use super::distance::{Distance, settle};
 use crate::sys::socket::{delivery_rate, set_option};
 
 /// What the kernel may hold unsent until the rate is known; also the most for a connection that carries everything, or
@@ -45,28 +45,33 @@ impl Room {
 #[derive(Debug)]
 pub(super) struct Pace {
     limit: i32,
-    way: Option<Way>,
+    distance: Option<Distance>,
     settles_nanos: Option<u64>,
     next_look_nanos: u64,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { limit: NOT_SENT_BYTES, way: None, settles_nanos: None, next_look_nanos: 0 }
+        Self { limit: NOT_SENT_BYTES, distance: None, settles_nanos: None, next_look_nanos: 0 }
     }
 }
 
 impl Pace {
+    /// Whether the other end is known to be far.
+    pub(super) fn is_far(&self) -> bool {
+        self.distance == Some(Distance::Far)
+    }
+
     /// To be called with every send: whether something `waits` that the kernel did not take, and whether the connection
     /// `has_company`, another one for what sends little.
     pub(super) fn follow(&mut self, socket: &TcpStream, waits: bool, has_company: bool, now_nanos: u64) {
-        if self.way.is_none() {
+        if self.distance.is_none() {
             let settles = *self.settles_nanos.get_or_insert(now_nanos + SETTLE_NANOS);
             if waits || now_nanos >= settles {
-                self.way = Some(settle(socket));
+                self.distance = Some(settle(socket));
             }
         }
-        let room = if has_company && self.way == Some(Way::Long) { Room::MORE } else { Room::LITTLE };
+        let room = if has_company && self.is_far() { Room::MORE } else { Room::LITTLE };
         // Without company it is lowered with the next send.
         let is_too_much = self.limit > room.bytes_max;
         let is_due = now_nanos >= self.next_look_nanos && (waits || self.limit > NOT_SENT_BYTES);
@@ -130,7 +135,7 @@ mod tests {
     #[test]
     fn a_long_way_gets_room_for_its_rate_only_beside_another_connection_and_loses_it_at_once() {
         let [near, _far] = busy();
-        let mut pace = Pace { way: Some(Way::Long), ..Pace::default() };
+        let mut pace = Pace { distance: Some(Distance::Far), ..Pace::default() };
         pace.follow(&near, true, false, 0);
         assert!(pace.limit <= NOT_SENT_BYTES, "alone");
         pace.follow(&near, true, true, LOOK_NANOS - 1);
@@ -143,26 +148,27 @@ mod tests {
         pace.follow(&near, false, false, 2 * LOOK_NANOS + 1);
         assert_eq!(limit_of(&near), NOT_SENT_BYTES, "alone again");
 
-        let mut pace = Pace { way: Some(Way::Long), limit: NOT_SENT_BYTES + 4_000, ..Pace::default() };
+        let mut pace =
+            Pace { distance: Some(Distance::Far), limit: NOT_SENT_BYTES + 4_000, ..Pace::default() };
         set_option(near.as_fd(), libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, pace.limit).unwrap();
         pace.follow(&near, false, false, 0);
         assert_eq!(limit_of(&near), NOT_SENT_BYTES, "however little it is too much");
 
-        let mut pace = Pace { way: Some(Way::Short), ..Pace::default() };
+        let mut pace = Pace { distance: Some(Distance::Near), ..Pace::default() };
         pace.follow(&near, true, true, 0);
         assert!(limit_of(&near) <= NOT_SENT_BYTES, "a short way");
     }
 
     #[test]
-    fn the_way_is_known_after_half_a_second_or_when_something_waits_and_stays_what_it_was() {
+    fn the_distance_is_known_after_half_a_second_or_when_something_waits_and_stays_what_it_was() {
         let [near, far] = busy();
         let mut pace = Pace::default();
         for (at, known) in [(7, false), (6 + SETTLE_NANOS, false), (7 + SETTLE_NANOS, true)] {
             pace.follow(&near, false, true, at);
-            assert_eq!(pace.way.is_some(), known, "{at}");
+            assert_eq!(pace.distance.is_some(), known, "{at}");
         }
         let mut pace = Pace::default();
         pace.follow(&far, true, true, 7);
-        assert!(pace.way.is_some());
+        assert!(pace.distance.is_some());
     }
 }

@@ -40,3 +40,25 @@ fn what_comes_aside_over_a_stream_is_delivered_and_moves_nobody() {
         assert_eq!(lane.path.endpoint().unwrap(), aside, "any other packet moves the peer there");
     }
 }
+
+#[test]
+fn a_message_that_came_by_two_connections_is_delivered_once_and_is_no_replay() {
+    let lane = Lane::new(Suite::Aes256Gcm, true).open();
+    let packet = from_peer(2);
+    let sealed = lane.sealed(&[&ASIDE_HEADER[..], &packet].concat());
+    let by = |number: u64| {
+        let from = Endpoint { carrier: Carrier::Tcp(number), ..home() };
+        let came = lane.forwarding.arrive_on_stream(NOW, &from, &mut sealed.clone(), &mut Vec::new());
+        (came.owner.is_some(), came.arrived.is_some())
+    };
+    assert_eq!(by(18), (true, true));
+    assert_eq!(by(19), (false, false));
+    assert_eq!((lane.dropped(DropReason::StreamCopy), lane.dropped(DropReason::Replay)), (1, 0));
+    assert_eq!(lane.path.endpoint().unwrap(), home(), "neither moves anybody");
+    lane.arrive(&sealed);
+    assert_eq!(
+        (lane.dropped(DropReason::StreamCopy), lane.dropped(DropReason::Replay)),
+        (1, 1),
+        "by UDP it is one"
+    );
+}

@@ -17,13 +17,13 @@ const LONG: Duration = Duration::from_millis(1);
 /// The kernel's own, the simplest, and the one in question; another one than these is kept on every way.
 const KNOWN: [&str; 3] = ["cubic", "reno", "bbr"];
 
-/// The way to the other end.
+/// How far the other end is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+pub(super) enum Distance {
     /// Within a machine or a wired network.
-    Short,
+    Near,
     /// Anything else, and what is not known.
-    Long,
+    Far,
 }
 
 /// Makes a socket start without BBR. To be called before it connects or listens: BBR's pacing timer stays, even when the
@@ -39,15 +39,15 @@ pub fn begin_without_bbr<'s>(socket: impl Into<SockRef<'s>>) {
 }
 
 /// Finds out how long the way of a connection is, by the shortest of its round trips, and chooses BBR for a long one.
-pub(super) fn settle<'s>(socket: impl Into<SockRef<'s>>) -> Way {
+pub(super) fn settle<'s>(socket: impl Into<SockRef<'s>>) -> Distance {
     let socket = socket.into();
-    let way = way_of(least_round_trip(socket.as_fd()).ok().flatten());
+    let distance = distance_of(least_round_trip(socket.as_fd()).ok().flatten());
     let may_change = || congestion_control(&socket).is_some_and(|used| KNOWN.contains(&used.as_str()));
-    if way == Way::Long && has_bbr() && may_change() {
+    if distance == Distance::Far && has_bbr() && may_change() {
         // A route can have a congestion control of its own (`congctl lock`), which stays then.
         let _ = socket.set_tcp_congestion(b"bbr");
     }
-    way
+    distance
 }
 
 /// Whether this process can have BBR. Asked for once: as root it loads the kernel's module, and where there is none that
@@ -61,10 +61,10 @@ fn has_bbr() -> bool {
     })
 }
 
-fn way_of(round_trip: Option<Duration>) -> Way {
+fn distance_of(round_trip: Option<Duration>) -> Distance {
     match round_trip {
-        Some(least) if least < LONG => Way::Short,
-        _ => Way::Long,
+        Some(least) if least < LONG => Distance::Near,
+        _ => Distance::Far,
     }
 }
 
@@ -78,11 +78,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_way_is_short_only_when_that_is_known() {
-        let of_micros = |micros| way_of(Some(Duration::from_micros(micros)));
-        assert_eq!(of_micros(0), Way::Short);
-        assert_eq!(of_micros(999), Way::Short);
-        assert_eq!(of_micros(1_000), Way::Long);
-        assert_eq!(way_of(None), Way::Long);
+    fn the_other_end_is_near_only_when_that_is_known() {
+        let of_micros = |micros| distance_of(Some(Duration::from_micros(micros)));
+        assert_eq!(of_micros(0), Distance::Near);
+        assert_eq!(of_micros(999), Distance::Near);
+        assert_eq!(of_micros(1_000), Distance::Far);
+        assert_eq!(distance_of(None), Distance::Far);
     }
 }
