@@ -135,6 +135,11 @@ impl Keypair {
         Ok(packet)
     }
 
+    /// Whether a message with this counter was opened before, as far as the replay window knows.
+    pub fn has_seen(&self, counter: u64) -> bool {
+        self.replay.lock().unwrap_or_else(PoisonError::into_inner).has_seen(counter)
+    }
+
     /// How many messages the peer has numbered so far, by the newest that authenticated, and how many of them came.
     pub fn numbered(&self) -> Numbered {
         let replay = self.replay.lock().unwrap_or_else(PoisonError::into_inner);

@@ -85,7 +85,7 @@ drop_reasons! {
     StreamFull => "stream_full",
     /// A packet waited longer for a slow connection than it would be of use.
     StreamLate => "stream_late",
-    /// A message that another connection of the peer had brought already: on a lossy way small flows use two.
+    /// A message on a connection that had come before: on a way that loses packets small flows go by two connections.
     StreamCopy => "stream_copy",
     /// The connection that led to the peer is gone.
     StreamGone => "stream_gone",

@@ -48,6 +48,13 @@ impl ReplayWindow {
         self.is_in_range(counter) && (counter >= self.next || !seen())
     }
 
+    /// Whether `counter` was committed, as far as the window knows.
+    pub fn has_seen(&self, counter: u64) -> bool {
+        let (slot, bit) = position(counter);
+        let is_marked = self.words.get(slot).is_some_and(|word| word & bit != 0);
+        self.is_in_range(counter) && counter < self.next && is_marked
+    }
+
     /// Marks `counter` as received. Only for messages that authenticated: a forged counter must not
     /// move the window. False when it was received before, is older than the window or past the last.
     pub fn commit(&mut self, counter: u64) -> bool {

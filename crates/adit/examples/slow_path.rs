@@ -22,5 +22,6 @@ fn main() -> io::Result<()> {
     };
     let mut tun = device(name)?;
     println!("ready");
-    SlowWay { delay: Duration::from_millis(delay), lost_of_10_000, seed }.carry(&mut tun, || false)
+    let delay = Duration::from_millis(delay);
+    SlowWay { delay, lost_of_10_000, lost_only_to: None, seed }.carry(&mut tun, || false)
 }

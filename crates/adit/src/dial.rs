@@ -47,7 +47,7 @@ const LOOK: Duration = Duration::from_millis(500);
 const DOUBT: Duration = Duration::from_millis(2_500);
 /// Unanswered for so long, challenges included: the way is dead.
 const DEAD: Duration = Duration::from_secs(5);
-/// How often two connections in use are asked whether they work, and what they carry when they are not in use.
+/// How often the connections in use are asked whether they work, and what they carry when they are not in use.
 const WATCH: Duration = Duration::from_secs(2);
 const WATCH_BYTES: u64 = 512;
 /// Between attempts while no way works.
@@ -373,7 +373,7 @@ impl Caller {
     }
 }
 
-/// When two connections are asked whether they work: now and then while something is carried.
+/// When several connections are asked whether they work: now and then while something is carried.
 struct Watch {
     next: Instant,
     carried: u64,

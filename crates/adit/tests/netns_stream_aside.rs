@@ -12,7 +12,8 @@ use adit_lab::{Content, Host, wait_for};
 use common::SOON;
 use common::carried::{up, wait_for_carrier};
 use common::internet::{
-    INSIDE, Internet, admit, finish_download, init, start_gateway, status, stop_gateway, succeed,
+    INSIDE, Internet, admit, client_addresses, finish_download, init, start_gateway, status, stop_gateway,
+    succeed,
 };
 use common::slow_way::{SlowWay, device};
 
@@ -175,8 +176,11 @@ fn what_sends_little_goes_by_two_connections_while_the_way_loses_and_comes_once(
     let running = start_gateway(gateway);
     let file = admit(gateway, "phone", client, &[]);
     let mut copied = 0;
-    for kind in ["tcp", "tls"] {
-        let of = |lost_of_10_000| SlowWay { delay: Duration::from_millis(5), lost_of_10_000, seed: 7 };
+    // The second time only towards the client, which does not see that by what it sends.
+    let towards_it = client_addresses(0).0.parse().ok();
+    for (kind, lost_only_to) in [("tcp", None), ("tls", towards_it)] {
+        let delay = Duration::from_millis(5);
+        let of = |lost_of_10_000| SlowWay { delay, lost_of_10_000, lost_only_to, seed: 7 };
         let mut slow = Some(Detour::new(&internet.router, of(0)));
         up(client, &file, &["--carrier", kind]);
         wait_for_carrier(client, &[kind], SOON);
@@ -185,7 +189,9 @@ fn what_sends_little_goes_by_two_connections_while_the_way_loses_and_comes_once(
         let carrying = || {
             let before = seen(gateway);
             echo(client);
-            let grown = |it: &&Seen| sent(gateway, it.port) - it.sent_bytes > ECHOES * ECHO_BYTES * 9 / 10;
+            let grown = |it: &&Seen| {
+                sent(gateway, it.port).saturating_sub(it.sent_bytes) > ECHOES * ECHO_BYTES * 9 / 10
+            };
             before.iter().filter(grown).count()
         };
         // The connection beside the first is used only once the client has an answer by it.
@@ -193,7 +199,7 @@ fn what_sends_little_goes_by_two_connections_while_the_way_loses_and_comes_once(
         for _ in 0..4 {
             assert_eq!(carrying(), 1, "{kind}");
         }
-        assert_eq!((seen(gateway).len(), copies([client, gateway])), (2, copied), "{kind}");
+        assert_eq!(copies([client, gateway]), copied, "{kind}");
 
         drop(slow.take());
         slow = Some(Detour::new(&internet.router, of(1_000)));
@@ -201,7 +207,7 @@ fn what_sends_little_goes_by_two_connections_while_the_way_loses_and_comes_once(
         assert_eq!(seen(gateway).len(), 3, "{kind}: {:?}", seen(gateway));
         // `echo` has seen that each came, and once.
         let before = std::mem::replace(&mut copied, copies([client, gateway]));
-        assert!(copied - before > ECHOES, "{kind}: {before} {copied}");
+        assert!(copied - before > ECHOES / 2, "{kind}: {before} {copied}");
 
         if kind == "tcp" {
             drop(slow.take());

@@ -32,32 +32,28 @@ pub(crate) fn option(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i3
     Ok(value)
 }
 
-/// Where numbers are in `struct tcp_info` of `linux/tcp.h`; the structure of `libc` ends before them.
-const RETRANSMITTED_AT: usize = 100;
-const LEAST_ROUND_TRIP_AT: usize = 148;
-const RECEIVED_WITH_DATA_AT: usize = 152;
-const SENT_WITH_DATA_AT: usize = 156;
-const DELIVERY_RATE_AT: usize = 160;
-const CAME_TWICE_AT: usize = 216;
-const OUT_OF_ORDER_AT: usize = 224;
-const TCP_INFO_LEN: usize = OUT_OF_ORDER_AT + 4;
-
 /// How many bytes per second the other end of a TCP connection receives of late; 0 while it is not known.
 pub(crate) fn delivery_rate(fd: BorrowedFd<'_>) -> io::Result<u64> {
-    let info = tcp_info(fd)?;
-    Ok(info[DELIVERY_RATE_AT..].first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes)))
+    Ok(tcp_info(fd)?.tcpi_delivery_rate)
 }
 
-/// The data segments of a TCP connection since it began.
+/// The shortest round trip of a TCP connection of late, once one was measured.
+pub(crate) fn least_round_trip(fd: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
+    let micros = tcp_info(fd)?.tcpi_min_rtt;
+    // All ones until then, and nothing from an older kernel.
+    Ok((micros != 0 && micros != u32::MAX).then(|| Duration::from_micros(micros.into())))
+}
+
+/// The segments of a TCP connection since it began.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Segments {
-    /// Sent, and sent again.
+    /// With data, sent for the first time or again.
     pub(crate) sent: u32,
-    /// Sent again.
+    /// Sent again, with data or without.
     pub(crate) again: u32,
     /// Sent again for nothing: the other end says that it had them (RFC 2883).
     pub(crate) came_twice: u32,
-    /// Received.
+    /// Received with data.
     pub(crate) received: u32,
     /// Received before others that had been sent earlier.
     pub(crate) out_of_order: u32,
@@ -66,31 +62,23 @@ pub(crate) struct Segments {
 /// What a TCP connection has sent and received.
 pub(crate) fn segments(fd: BorrowedFd<'_>) -> io::Result<Segments> {
     let info = tcp_info(fd)?;
-    let number = |at: usize| info[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
     Ok(Segments {
-        sent: number(SENT_WITH_DATA_AT),
-        again: number(RETRANSMITTED_AT),
-        came_twice: number(CAME_TWICE_AT),
-        received: number(RECEIVED_WITH_DATA_AT),
-        out_of_order: number(OUT_OF_ORDER_AT),
+        sent: info.tcpi_data_segs_out,
+        again: info.tcpi_total_retrans,
+        came_twice: info.tcpi_dsack_dups,
+        received: info.tcpi_data_segs_in,
+        out_of_order: info.tcpi_rcv_ooopack,
     })
 }
 
-/// The shortest round trip of a TCP connection of late, once one was measured.
-pub(crate) fn least_round_trip(fd: BorrowedFd<'_>) -> io::Result<Option<Duration>> {
-    let info = tcp_info(fd)?;
-    let micros = info[LEAST_ROUND_TRIP_AT..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes));
-    // All ones until then, and nothing from an older kernel.
-    Ok((micros != 0 && micros != u32::MAX).then(|| Duration::from_micros(micros.into())))
-}
-
 /// What an older kernel does not write stays 0.
-fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<[u8; TCP_INFO_LEN]> {
-    let mut info = [0_u8; TCP_INFO_LEN];
-    let mut len = info.len() as libc::socklen_t;
+fn tcp_info(fd: BorrowedFd<'_>) -> io::Result<libc::tcp_info> {
+    // SAFETY: the structure consists of integers, for which all zeros are a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut len = size_of::<libc::tcp_info>() as libc::socklen_t;
     // SAFETY: the pointers describe `info` and `len`, which outlive the call; the kernel writes no more than `len`.
     check(unsafe {
-        let into = info.as_mut_ptr().cast();
+        let into = (&raw mut info).cast();
         libc::getsockopt(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, into, &mut len)
     })?;
     Ok(info)

@@ -24,7 +24,14 @@ impl Forwarding {
     ) -> FromStream {
         let opened = match Message::parse(message) {
             Ok((suite, Message::Transport(header))) => {
-                self.open_transport(now, from, suite, &header, message, notices)
+                let opened = self.open_transport(now, from, suite, &header, message, notices);
+                let has_seen =
+                    || self.keypairs.get(header.receiver).is_some_and(|it| it.has_seen(header.counter));
+                match opened {
+                    // Not one that came too late: that is lost.
+                    Err(DropReason::Replay) if has_seen() => Err(DropReason::StreamCopy),
+                    opened => opened,
+                }
             }
             Ok((suite, handshake)) => {
                 if let Err(reason) = self.arrive_handshake(now, from, suite, &handshake, message, notices) {
@@ -37,9 +44,7 @@ impl Forwarding {
         let (path, opened) = match opened {
             Ok((keypair, opened)) => (Arc::clone(&keypair.path), opened),
             Err(reason) => {
-                // A connection repeats nothing by itself.
-                let is_copy = reason == DropReason::Replay;
-                self.drops.count(if is_copy { DropReason::StreamCopy } else { reason });
+                self.drops.count(reason);
                 return FromStream::default();
             }
         };

@@ -21,6 +21,8 @@ use crate::stream::{Link, LinkError, Way, connect};
 const LATER: Duration = Duration::from_millis(500);
 /// How long the gateway has to answer.
 const PROOF: Duration = Duration::from_secs(3);
+/// Where one of two ends so soon, it is because there were two.
+const SOON: Duration = Duration::from_secs(10);
 /// Between attempts.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_secs(120);
@@ -31,11 +33,16 @@ pub(super) struct Asides {
     one: Aside,
     /// Once packets get lost. It stays then: what is lossy now will be so again.
     other: Option<Aside>,
+    /// Since when both are there.
+    both: Option<Instant>,
+    /// Something on the way, or the gateway, allows no more than one: the end of one soon followed on the other.
+    only_one: bool,
 }
 
 impl Asides {
     pub(super) fn new(streams: Arc<Streams>, remote: Remote, peer: PublicKey, way: Way, main: u64) -> Self {
-        Self { main, one: Aside::new(streams, remote, peer, way), other: None }
+        let one = Aside::new(streams, remote, peer, way);
+        Self { main, one, other: None, both: None, only_one: false }
     }
 
     fn each(&mut self) -> impl Iterator<Item = &mut Aside> {
@@ -44,12 +51,12 @@ impl Asides {
 
     /// What is due; to be called every now and then.
     pub(super) async fn tend(&mut self, link: &Link) {
-        let streams = Arc::clone(&self.one.streams);
-        if self.other.is_none() && self.one.is_open() {
-            let numbers = [Some(self.main), self.one.number()];
-            if numbers.into_iter().flatten().any(|number| streams.loses(number)) {
-                tracing::debug!("packets get lost; what sends little gets a second connection");
-                self.other = Some(Aside::new(streams, self.one.remote.clone(), self.one.peer, self.one.way));
+        let Aside { streams, remote, peer, way, .. } = &self.one;
+        if self.other.is_none() && !self.only_one && self.one.is_open() {
+            let mut numbers = [Some(self.main), self.one.number()].into_iter().flatten();
+            if numbers.any(|number| streams.loses_either_way(number)) {
+                tracing::debug!("packets get lost; opening another connection for what sends little");
+                self.other = Some(Aside::new(Arc::clone(streams), remote.clone(), *peer, *way));
             }
         }
         for aside in self.each() {
@@ -60,6 +67,8 @@ impl Asides {
     /// The gateway has answered a challenge by this way.
     pub(super) fn answered(&mut self, by: &Endpoint) {
         self.each().for_each(|aside| aside.answered(by));
+        let both = self.each().filter(|aside| aside.is_open()).count() == 2;
+        self.both = both.then(|| self.both.unwrap_or_else(Instant::now));
     }
 
     /// Where to ask whether they still work: an answer has to come from now on. None when none is in use.
@@ -69,7 +78,12 @@ impl Asides {
 
     /// A connection has ended.
     pub(super) fn ended(&mut self, number: u64) {
+        let is_ours = self.each().any(|aside| aside.number() == Some(number));
         self.each().for_each(|aside| aside.ended(number));
+        if is_ours && self.both.take().is_some_and(|since| since.elapsed() < SOON) {
+            tracing::debug!("another connection made one end; what sends little keeps to one");
+            (self.only_one, self.other) = (true, None);
+        }
     }
 
     /// Their numbers; they do not end with this any more.

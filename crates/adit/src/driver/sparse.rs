@@ -2,7 +2,7 @@
 //!
 //! On a connection a lost segment holds up all that is behind it, and a bulk transfer keeps much behind it. Flows that
 //! send little (echoes, names, keystrokes, voices, the first packets of anything) have a connection of their own. A
-//! flow that sends more goes over to the other one, and comes back when it has sent nothing there for a second: by then
+//! flow that sends more goes over to the first one, and comes back when it has sent nothing there for a second: by then
 //! what it had there has arrived, or waits longer than anybody should. Where it goes over, the first packets there may
 //! overtake the last ones here. Flows that share a place in the table share its fate.
 //!
@@ -27,19 +27,20 @@ const LITTLE_PACKETS_OF_TCP: u32 = 3;
 const QUIET_MILLIS: u64 = 1_000;
 /// Acknowledgements of a transfer are few up to this many in a window.
 const FEW_ACKNOWLEDGEMENTS: u32 = 50;
-/// An acknowledgement with all the headers it can have.
-const ACKNOWLEDGEMENT_BYTES: usize = 120;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const FRAGMENT: u8 = 44;
+/// Flags of TCP: the one that acknowledgements have, and those of congestion that they may have.
+const ACK: u8 = 0x10;
+const ECE_CWR: u8 = 0xc0;
 
 /// What a packet is one of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sends {
     /// A flow that sends little.
     Little,
-    /// Small packets of TCP, too many to be little: the acknowledgements of a transfer, as a rule.
-    Acknowledgements,
+    /// An acknowledgement and nothing else, of a flow that has more of them than are little.
+    Acknowledgement,
     /// A flow that sends much.
     Much,
 }
@@ -82,7 +83,7 @@ impl SparseFlows {
             (place.window, place.bytes, place.packets) = (window, 0, 0);
         }
         place.bytes = place.bytes.saturating_add(packet.len() as u32);
-        place.packets += 1;
+        place.packets = place.packets.saturating_add(packets.max(1) as u32);
         let most = if protocol == TCP { LITTLE_PACKETS_OF_TCP } else { LITTLE_PACKETS };
         let is_much = place.bytes > LITTLE_BYTES || place.packets > most || packets > 1;
         let was_bulk = place.bulk_millis != 0 && now.saturating_sub(place.bulk_millis) < QUIET_MILLIS;
@@ -92,12 +93,23 @@ impl SparseFlows {
         let are_few = place.packets.max(place.packets_before) <= FEW_ACKNOWLEDGEMENTS;
         match is_much || was_bulk {
             false => Sends::Little,
-            true if protocol == TCP && are_few && packets == 1 && packet.len() <= ACKNOWLEDGEMENT_BYTES => {
-                Sends::Acknowledgements
-            }
+            true if are_few && is_acknowledgement(packet) => Sends::Acknowledgement,
             true => Sends::Much,
         }
     }
+}
+
+/// Whether a packet is one of TCP that only acknowledges: no data that others of its flow must not overtake.
+fn is_acknowledgement(packet: &[u8]) -> bool {
+    let number =
+        |at: usize| packet.get(at..at + 2).map_or(0, |it| usize::from(u16::from_be_bytes([it[0], it[1]])));
+    let byte = |at: usize| packet.get(at).copied().unwrap_or(0);
+    let (protocol, header_len, end) = match byte(0) >> 4 {
+        4 => (byte(9), usize::from(byte(0) & 0x0f) * 4, number(2)),
+        _ => (byte(6), 40, 40 + number(4)),
+    };
+    let data = header_len + usize::from(byte(header_len + 12) >> 4) * 4;
+    protocol == TCP && data == end && byte(header_len + 13) & !ECE_CWR == ACK
 }
 
 /// Addresses, protocol and, where there are any, ports.
@@ -192,29 +204,56 @@ mod tests {
         assert!(!is_little(&mut flows, 3_000, &six), "fragments");
     }
 
+    /// A packet of TCP with so much data, over IPv4 or IPv6.
+    fn tcp(version: u8, flags: u8, data: usize) -> Vec<u8> {
+        let header_len = if version == 4 { 20 } else { 40 };
+        let mut packet = vec![0; header_len + 32 + data];
+        let len = packet.len() as u16;
+        if version == 4 {
+            (packet[0], packet[9]) = (0x45, TCP);
+            packet[2..4].copy_from_slice(&len.to_be_bytes());
+        } else {
+            (packet[0], packet[6]) = (0x60, TCP);
+            packet[4..6].copy_from_slice(&(len - 40).to_be_bytes());
+        }
+        (packet[header_len + 12], packet[header_len + 13]) = (8 << 4, flags);
+        packet
+    }
+
     #[test]
-    fn small_packets_of_tcp_are_acknowledgements_while_they_are_few() {
+    fn acknowledgements_of_a_transfer_are_told_from_its_data_while_they_are_few() {
+        for version in [4, 6] {
+            let mut flows = SparseFlows::new();
+            let ack = tcp(version, ACK, 0);
+            let count = |flows: &mut SparseFlows, millis, packets: usize, wanted| {
+                (0..packets).filter(|_| flows.take(at(millis), &ack, 1) == wanted).count()
+            };
+            assert_eq!(count(&mut flows, 1_000, 3, Sends::Little), 3);
+            assert_eq!(count(&mut flows, 1_000, 47, Sends::Acknowledgement), 47);
+            assert_eq!(count(&mut flows, 1_000, 4, Sends::Much), 4, "more than a few");
+            assert_eq!(count(&mut flows, 1_100, 4, Sends::Much), 4, "they were many just now");
+            assert_eq!(count(&mut flows, 1_200, 4, Sends::Acknowledgement), 4);
+            assert_eq!(count(&mut flows, 1_400, 4, Sends::Acknowledgement), 4, "a window without any");
+            for (flags, data, wanted) in [
+                (ACK | ECE_CWR, 0, Sends::Acknowledgement),
+                (ACK, 1, Sends::Much),
+                (ACK | 8, 0, Sends::Much),
+                (ACK | 1, 0, Sends::Much),
+                (ACK | 2, 0, Sends::Much),
+                (4, 0, Sends::Much),
+                (0, 0, Sends::Much),
+            ] {
+                assert_eq!(flows.take(at(1_500), &tcp(version, flags, data), 1), wanted, "{flags:x} {data}");
+            }
+            assert_eq!(flows.take(at(1_600), &tcp(version, ACK, 60_000), 50), Sends::Much);
+            assert_eq!(count(&mut flows, 1_600, 4, Sends::Much), 4, "beside a superpacket of many");
+        }
         let mut flows = SparseFlows::new();
-        let tcp = |len| {
-            let mut packet = udp(9, len);
-            packet[9] = TCP;
-            packet
-        };
-        let count = |flows: &mut SparseFlows, millis, packets: usize, wanted| {
-            (0..packets).filter(|_| flows.take(at(millis), &tcp(52), 1) == wanted).count()
-        };
-        assert_eq!(count(&mut flows, 1_000, 3, Sends::Little), 3);
-        assert_eq!(count(&mut flows, 1_000, 47, Sends::Acknowledgements), 47);
-        assert_eq!(count(&mut flows, 1_000, 4, Sends::Much), 4, "more than a few");
-        assert_eq!(count(&mut flows, 1_100, 4, Sends::Much), 4, "they were many just now");
-        assert_eq!(count(&mut flows, 1_200, 4, Sends::Acknowledgements), 4);
-        assert_eq!(count(&mut flows, 1_400, 4, Sends::Acknowledgements), 4, "a window without any");
-        assert_eq!(flows.take(at(1_500), &tcp(120), 1), Sends::Acknowledgements);
-        assert_eq!(flows.take(at(1_500), &tcp(121), 1), Sends::Much);
-        assert_eq!(flows.take(at(1_500), &tcp(120), 2), Sends::Much, "a superpacket");
         for _ in 0..20 {
             flows.take(at(1_600), &udp(9, 52), 1);
         }
         assert_eq!(flows.take(at(1_900), &udp(9, 52), 1), Sends::Much, "UDP acknowledges nothing");
+        let cut = tcp(4, ACK, 0);
+        (0..cut.len()).for_each(|len| assert!(!is_acknowledgement(&cut[..len]) || len >= 34));
     }
 }

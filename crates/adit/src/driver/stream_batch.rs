@@ -112,7 +112,7 @@ impl StreamBatch {
         }
     }
 
-    /// The connections that a packet goes by; the outboxes beside the first are for those then.
+    /// The connections that a packet goes by. The outboxes of those beside the first are addressed to them then.
     fn connections_for(
         &mut self,
         now: Instant,
@@ -120,30 +120,36 @@ impl StreamBatch {
         inside: &Inside,
         buffer: &[u8],
     ) -> By {
-        let Some(main) = self.main.to.clone() else { return By::Main };
+        let Self { streams, main, asides, sparse } = self;
+        let Some(main) = &main.to else { return By::Main };
         let numbers = main.beside();
         if numbers == [None; BESIDE] {
             return By::Main;
         }
         let packet = buffer.get(..inside.len()).unwrap_or_default();
-        let sends = self.sparse.take(now, packet, inside.count());
+        let sends = sparse.take(now, packet, inside.count());
         if sends == Sends::Much {
             return By::Main;
         }
-        let mut there = 0;
-        for number in numbers.into_iter().flatten() {
-            let Some(outbox) = self.asides.get_mut(there) else { break };
-            if outbox.address(&self.streams, number, now, forwarding) {
-                there += 1;
-            } else {
-                main.is_without(number);
-            }
+        let [one, other] = asides;
+        let mut numbers = numbers.into_iter().flatten();
+        let mut lead = |outbox: &mut Outbox| {
+            numbers.by_ref().any(|number| {
+                let is_there = outbox.address(streams, number, now, forwarding);
+                if !is_there {
+                    main.part_from(number);
+                }
+                is_there
+            })
+        };
+        if !lead(one) {
+            return By::Main;
         }
-        let loses = main.connection.loses() || self.asides.iter().take(there).any(Outbox::loses);
-        match (there, sends) {
-            (2, _) if loses && main.copies.spend(now, inside.len()) => By::Asides,
-            (1.., Sends::Little) => By::Aside,
-            _ => By::Main,
+        let loses = main.connection.loses() || one.loses();
+        match sends {
+            _ if loses && lead(other) && main.copies.spend(now, inside.len()) => By::Asides,
+            Sends::Little => By::Aside,
+            Sends::Acknowledgement | Sends::Much => By::Main,
         }
     }
 }
@@ -181,7 +187,12 @@ impl Outbox {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(other.bytes.get(bytes_from..).unwrap_or_default());
         let marks = other.marks.get(marks_from..).unwrap_or_default();
-        self.marks.extend(marks.iter().map(|mark| Mark { end: mark.end - bytes_from + start, ..*mark }));
+        // When a copy has to go, no packet does.
+        self.marks.extend(marks.iter().map(|it| Mark {
+            end: it.end - bytes_from + start,
+            packets: 0,
+            kept: it.kept,
+        }));
     }
 
     fn seal_whole(&mut self, keypair: &Keypair, segment_size: u16, inside: &Inside, buffer: &[u8]) -> usize {

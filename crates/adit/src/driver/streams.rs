@@ -1,8 +1,10 @@
 //! The connections that carry messages: found by number by whoever sends, each received from by one lane.
 //!
 //! - locked for reading by every send to another connection than the last: the table
-//! - locked, touched when a connection first authenticates: whose it is
+//! - locked, touched when a connection first authenticates: whose it is, and one claim at a time
 //! - relaxed atomics, written by the receiving lane and read by [`Streams::sweep`]: the times
+//! - relaxed atomics, written by claims and by whoever finds a connection gone, read with every packet: what is beside
+//! - a relaxed atomic of all sending lanes: what was sent twice
 
 use std::collections::HashMap;
 use std::io;
@@ -102,13 +104,19 @@ pub(super) const BESIDE: usize = 2;
 #[derive(Debug)]
 pub struct Streams {
     table: RwLock<HashMap<u64, Arc<Stream>>>,
+    claims: Mutex<()>,
     next: AtomicU64,
     lanes: OnceLock<Vec<LaneHandle>>,
 }
 
 impl Default for Streams {
     fn default() -> Self {
-        Self { table: RwLock::default(), next: AtomicU64::new(FIRST_NUMBER), lanes: OnceLock::new() }
+        Self {
+            table: RwLock::default(),
+            claims: Mutex::default(),
+            next: AtomicU64::new(FIRST_NUMBER),
+            lanes: OnceLock::new(),
+        }
     }
 }
 
@@ -173,7 +181,7 @@ impl Streams {
         let gone = self.table.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
         if gone.is_some_and(|it| it.is_aside.load(Relaxed)) {
             let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-            table.values().for_each(|it| it.is_without(number));
+            table.values().for_each(|it| it.part_from(number));
         }
     }
 
@@ -199,8 +207,8 @@ impl Streams {
         self.get(number).is_some_and(|stream| !stream.connection.is_closed())
     }
 
-    /// Whether a connection loses packets, in either direction.
-    pub fn loses(&self, number: u64) -> bool {
+    /// Whether a connection loses packets there or back.
+    pub fn loses_either_way(&self, number: u64) -> bool {
         self.get(number).is_some_and(|stream| stream.connection.loses() || stream.connection.hears_losses())
     }
 
@@ -231,6 +239,8 @@ impl Streams {
         claimed.is_aside.fetch_or(is_aside, Relaxed);
         *claimed.peer.lock().unwrap_or_else(PoisonError::into_inner) = Some(peer);
         drop(claimed.place.lock().unwrap_or_else(PoisonError::into_inner).take());
+        // What is beside what is written as a whole, after all claims so far.
+        let _claims = self.claims.lock().unwrap_or_else(PoisonError::into_inner);
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
         if !table.contains_key(&claimed.number) {
             // It has ended meanwhile, and must not stand beside anything.
@@ -243,11 +253,12 @@ impl Streams {
         let (mut asides, mut others): (Vec<_>, Vec<_>) = others.partition(|it| it.is_aside.load(Relaxed));
         asides.sort_by_key(|it| std::cmp::Reverse(it.number));
         if claimed.is_aside.load(Relaxed) {
-            let (kept, too_many) = asides.split_at(asides.len().min(BESIDE - 1));
-            too_many.iter().for_each(|it| it.connection.close());
-            let kept: Vec<u64> =
-                std::iter::once(claimed.number).chain(kept.iter().map(|it| it.number)).collect();
-            others.iter().for_each(|it| it.stand_beside(&kept));
+            let at = asides.partition_point(|it| it.number > claimed.number);
+            let mut numbers: Vec<u64> = asides.iter().map(|it| it.number).collect();
+            numbers.insert(at, claimed.number);
+            let (kept, too_many) = numbers.split_at(numbers.len().min(BESIDE));
+            too_many.iter().filter_map(|number| table.get(number)).for_each(|it| it.connection.close());
+            others.iter().for_each(|it| it.stand_beside(kept));
             return;
         }
         // Those opened beside this one, which only speaks for the first time now; a peer that comes by another way has
@@ -315,8 +326,8 @@ impl Stream {
     }
 
     /// That connection is gone; unless there is another in its place by now.
-    pub(super) fn is_without(&self, gone: u64) {
-        for place in &self.beside {
+    pub(super) fn part_from(&self, gone: u64) {
+        for place in self.beside.iter().filter(|it| it.load(Relaxed) == gone) {
             let _ = place.compare_exchange(gone, 0, Relaxed, Relaxed);
         }
     }

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use adit_io::poll::Poller;
@@ -16,6 +17,8 @@ const HELD_BYTES: usize = 16 << 20;
 pub struct SlowWay {
     pub delay: Duration,
     pub lost_of_10_000: u64,
+    /// What goes elsewhere is not lost.
+    pub lost_only_to: Option<Ipv4Addr>,
     pub seed: u64,
 }
 
@@ -23,6 +26,12 @@ pub struct SlowWay {
 pub fn device(name: &str) -> io::Result<Tun> {
     let config = TunConfig { name: Some(name.to_owned()), queues: 1, offload: false };
     Tun::create(&config)?.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Where an IPv4 packet goes.
+fn packet_to(packet: &[u8]) -> Option<Ipv4Addr> {
+    let is_ipv4 = packet.first().is_some_and(|first| first >> 4 == 4);
+    packet.get(16..20).filter(|_| is_ipv4)?.first_chunk::<4>().map(|address| Ipv4Addr::from(*address))
 }
 
 impl SlowWay {
@@ -48,7 +57,10 @@ impl SlowWay {
                         random ^= random << 13;
                         random ^= random >> 7;
                         random ^= random << 17;
-                        if random % 10_000 >= self.lost_of_10_000 && held < HELD_BYTES {
+                        let to = || packet_to(&buffer[..packet.len()]);
+                        let may_be_lost = self.lost_only_to.is_none_or(|only| to() == Some(only));
+                        let is_lost = may_be_lost && random % 10_000 < self.lost_of_10_000;
+                        if !is_lost && held < HELD_BYTES {
                             held += packet.len();
                             under_way
                                 .push_back((Instant::now() + self.delay, buffer[..packet.len()].to_vec()));

@@ -137,8 +137,9 @@ impl Connection {
         let waits = sending.waits();
         let waited = self.waiting.swap(waits, Ordering::AcqRel);
         sending.pace.follow(&self.socket, waits, has_company, now_nanos);
-        if sending.pace.is_far() {
-            let losses = sending.losses.follow(&self.socket, now_nanos);
+        if sending.pace.is_far()
+            && let Some(losses) = sending.losses.follow(&self.socket, now_nanos)
+        {
             self.loses.store(losses.there.are_many(), Ordering::Relaxed);
             self.hears_losses.store(losses.back.are_many(), Ordering::Relaxed);
         }

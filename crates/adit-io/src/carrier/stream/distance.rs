@@ -1,4 +1,4 @@
-//! How long the way of a connection is, and which congestion control that asks for.
+//! How far the other end of a connection is, and which congestion control that asks for.
 //!
 //! CUBIC takes each lost packet for a full queue. Over a long way it recovers from that for seconds, and the losses that radio
 //! has every day leave it a few percent of the rate. BBR looks at what arrives instead. But BBR paces, with a timer for each
@@ -12,8 +12,8 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::sys::socket::least_round_trip;
 
-/// Round trips from here on are those of a long way: most radio, and all that is out of the house.
-const LONG: Duration = Duration::from_millis(1);
+/// Round trips from here on are those of an end that is far: most radio, and all that is out of the house.
+const FAR: Duration = Duration::from_millis(1);
 /// The kernel's own, the simplest, and the one in question; another one than these is kept on every way.
 const KNOWN: [&str; 3] = ["cubic", "reno", "bbr"];
 
@@ -38,7 +38,7 @@ pub fn begin_without_bbr<'s>(socket: impl Into<SockRef<'s>>) {
     }
 }
 
-/// Finds out how long the way of a connection is, by the shortest of its round trips, and chooses BBR for a long one.
+/// Finds out how far the other end is, by the shortest of the round trips, and chooses BBR for one that is far.
 pub(super) fn settle<'s>(socket: impl Into<SockRef<'s>>) -> Distance {
     let socket = socket.into();
     let distance = distance_of(least_round_trip(socket.as_fd()).ok().flatten());
@@ -63,7 +63,7 @@ fn has_bbr() -> bool {
 
 fn distance_of(round_trip: Option<Duration>) -> Distance {
     match round_trip {
-        Some(least) if least < LONG => Distance::Near,
+        Some(least) if least < FAR => Distance::Near,
         _ => Distance::Far,
     }
 }
