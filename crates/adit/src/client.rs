@@ -12,17 +12,16 @@ mod forwarding;
 mod hook;
 mod mark;
 mod obstacle;
+mod plan;
 mod reached;
 mod reload;
 pub mod split;
 
-use std::net::{IpAddr, SocketAddr};
-use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use adit_host::{Block, ClientHost, Guard, Plan, RouteTable};
+use adit_host::{Guard, Plan};
 use adit_io::tun::{Tun, TunConfig};
 use adit_proto::endpoint::Endpoint;
 use adit_proto::event::{AllowedIpChange, Command, PeerUpdate};
@@ -30,13 +29,13 @@ use anyhow::{Context, anyhow, bail};
 use ipnet::IpNet;
 
 pub use self::down::down;
-use self::mark::mark_with;
 use self::obstacle::{Obstacle, PortalWatch};
+use self::plan::plan;
 pub(crate) use self::reached::{Reached, resolve_peers};
 use self::reload::Sources;
 use self::split::Split;
-use crate::config::wgquick::{HookTime, Hooks, PeerSection, Table, WgQuick};
-use crate::config::{CarrierChoice, ClientSettings, InterfaceName, Layers, Mtu, Offload, Origin};
+use crate::config::wgquick::{HookTime, Hooks, PeerSection, WgQuick};
+use crate::config::{CarrierChoice, ClientSettings, InterfaceName, Layers, Offload, Origin};
 use crate::control;
 use crate::daemon::{self, PidFile, Readiness, Start, Watchdog};
 use crate::device;
@@ -427,62 +426,9 @@ pub(crate) fn no_answer(peer: &PeerSection, settings: &ClientSettings) -> String
     )
 }
 
-/// The plan, and the mark that keeps our own packets out of the tunnel (0 when nothing would capture them).
-fn plan(
-    interface: &str,
-    file: &WgQuick,
-    reached: &[Reached],
-    ipv6: bool,
-    block: Option<Block>,
-    split: &Split,
-) -> anyhow::Result<(Plan, u32)> {
-    let section = &file.interface;
-    let chosen = section.fwmark.and_then(NonZeroU32::new);
-    // A mark may be any number, a table may not: 253 to 255 are those of the system.
-    let first_table = chosen.map_or(FIRST_TABLE, NonZeroU32::get);
-    let table = NonZeroU32::new(adit_host::find_free_table(first_table)?).context("table 0 is no table")?;
-    let fwmark = chosen.unwrap_or(table);
-    let carried = |net: &&IpNet| ipv6 || net.addr().is_ipv4();
-    let endpoints: Vec<IpAddr> = reached.iter().flat_map(|it| &it.known).map(SocketAddr::ip).collect();
-    let in_use: Vec<IpAddr> = reached.iter().map(|it| it.current.ip()).collect();
-    let mtu_bytes = match section.mtu {
-        Mtu::Bytes(bytes) => bytes.into(),
-        Mtu::Auto => adit_host::auto_mtu(&in_use, fwmark.get())?,
-    };
-    let first_priority = adit_host::find_free_priority(adit_host::RULE_PRIORITIES + 1)?;
-    let allowed: Vec<IpNet> =
-        file.peers.iter().flat_map(|peer| &peer.allowed_ips).filter(carried).copied().collect();
-    let mut plan = adit_host::client_plan(&ClientHost {
-        link: interface.to_owned(),
-        addresses: section.addresses.iter().filter(carried).copied().collect(),
-        mtu_bytes,
-        allowed_ips: split.routed(&allowed),
-        table: match section.table {
-            Table::Auto => RouteTable::Auto,
-            Table::Off => RouteTable::Off,
-            Table::Number(table) => RouteTable::Number(table),
-        },
-        fwmark: table,
-        rule_priority: first_priority + 1,
-        dns_servers: section.dns.clone(),
-        dns_search: section.search_domains.clone(),
-        endpoints,
-        block,
-        has_ipv6: adit_host::has_ipv6(),
-        answers_arp_for_all: adit_host::answers_arp_for_all(),
-        own_table: !split.exclude.is_empty(),
-    });
-    mark_with(&mut plan, fwmark.get());
-    let needed = chosen.is_some() || !plan.rules.is_empty() || split.is_needed();
-    Ok((plan, if needed { fwmark.get() } else { 0 }))
-}
-
 fn networks_of(file: &WgQuick) -> impl Iterator<Item = &IpNet> {
     file.interface.addresses.iter().chain(file.peers.iter().flat_map(|peer| &peer.allowed_ips))
 }
-
-/// wg-quick's first choice.
-const FIRST_TABLE: u32 = 51820;
 
 /// What tells the engine about a file.
 pub(crate) fn introduction(file: &WgQuick, reached: &[Reached], before: &[Heard]) -> Vec<Command> {
@@ -522,8 +468,6 @@ fn describe(instance: &mut Instance, file: &WgQuick, plan: &Plan, reached: &[Rea
 
 #[cfg(test)]
 mod tests {
-    use adit_host::Firewall;
-
     use super::*;
 
     #[test]
@@ -534,47 +478,17 @@ mod tests {
         }
     }
 
-    fn file(settings: &str, peer_settings: &str) -> WgQuick {
+    fn file(peer_settings: &str) -> WgQuick {
         let text = format!(
-            "[Interface]\nPrivateKey = eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\n{settings}\n[Peer]\n\
+            "[Interface]\nPrivateKey = eEBhN6cK2cF1bkjZlMVY4XlZ5LkVbPYMa1xgKPYo1Fk=\n[Peer]\n\
              PublicKey = xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg=\n{peer_settings}\n"
         );
         WgQuick::parse(&crate::config::Source::new("x.conf", &text), Hooks::Refused).unwrap()
     }
 
-    const FULL: &str = "AllowedIPs = 0.0.0.0/0, ::/0";
-
-    #[test]
-    fn no_mark_makes_a_table_of_the_system_the_one_of_the_tunnel() {
-        for mark in [253, 254, 255, 4242, 0] {
-            let file = file(&format!("Address = 10.9.0.2/32\nMTU = 1420\nFwMark = {mark}"), FULL);
-            let (plan, used) = plan("x", &file, &[], true, None, &Split::default()).unwrap();
-            assert!(mark == 0 || used == mark);
-            assert!(plan.routes.iter().all(|route| !matches!(route.table, 0 | 253..=255)), "{plan}");
-            let marks: Vec<_> = plan.rules.iter().filter_map(|rule| Some(rule.fwmark?.mark)).collect();
-            assert_eq!(marks, [used, used], "one rule of each family");
-            assert!(
-                matches!(plan.firewalls.as_slice(), [Firewall::Client(it)] if it.fwmark == used),
-                "{plan}"
-            );
-        }
-    }
-
-    #[test]
-    fn without_ipv6_only_the_rest_of_the_plan_is_made() {
-        let file = file("Address = 10.9.0.2/32, fd00:9::2/128\nMTU = 1420", FULL);
-        let [with, without] =
-            [true, false].map(|ipv6| plan("x", &file, &[], ipv6, None, &Split::default()).unwrap().0);
-        let sizes = |plan: &Plan| (plan.addresses.len(), plan.routes.len(), plan.rules.len());
-        assert_eq!((sizes(&with), sizes(&without)), ((2, 2, 4), (1, 1, 2)));
-        assert!(without.addresses.iter().all(|it| it.address.addr().is_ipv4()));
-        assert!(without.routes.iter().all(|it| it.destination.addr().is_ipv4()));
-        assert!(without.rules.iter().all(|it| it.family == adit_host::Family::Ipv4));
-    }
-
     #[test]
     fn a_silent_gateway_is_explained() {
-        let file = file("", "Endpoint = vpn.example.org:4500");
+        let file = file("Endpoint = vpn.example.org:4500");
         let mut settings = ClientSettings::of_profile(&Layers::default(), &file).unwrap();
         for (carrier, elsewhere, parts) in [
             (

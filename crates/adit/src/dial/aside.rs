@@ -33,16 +33,13 @@ pub(super) struct Asides {
     one: Aside,
     /// Once packets get lost. It stays then: what is lossy now will be so again.
     other: Option<Aside>,
-    /// Since when both are there.
-    both: Option<Instant>,
-    /// Something on the way, or the gateway, allows no more than one: the end of one soon followed on the other.
-    only_one: bool,
+    company: Company,
 }
 
 impl Asides {
     pub(super) fn new(streams: Arc<Streams>, remote: Remote, peer: PublicKey, way: Way, main: u64) -> Self {
         let one = Aside::new(streams, remote, peer, way);
-        Self { main, one, other: None, both: None, only_one: false }
+        Self { main, one, other: None, company: Company::default() }
     }
 
     fn each(&mut self) -> impl Iterator<Item = &mut Aside> {
@@ -51,8 +48,12 @@ impl Asides {
 
     /// What is due; to be called every now and then.
     pub(super) async fn tend(&mut self, link: &Link) {
+        // That one ended is told, but news can be lost.
+        let is_gone = |aside: &mut Aside| aside.number().filter(|number| !aside.streams.is_open(*number));
+        let gone: Vec<u64> = self.each().filter_map(is_gone).collect();
+        gone.into_iter().for_each(|number| self.ended(number));
         let Aside { streams, remote, peer, way, .. } = &self.one;
-        if self.other.is_none() && !self.only_one && self.one.is_open() {
+        if self.other.is_none() && !self.company.only_one && self.one.is_open() {
             let mut numbers = [Some(self.main), self.one.number()].into_iter().flatten();
             if numbers.any(|number| streams.loses_either_way(number)) {
                 tracing::debug!("packets get lost; opening another connection for what sends little");
@@ -62,13 +63,13 @@ impl Asides {
         for aside in self.each() {
             aside.tend(link).await;
         }
+        let there = self.each().filter(|aside| aside.number().is_some()).count();
+        self.company.note(there, Instant::now());
     }
 
     /// The gateway has answered a challenge by this way.
     pub(super) fn answered(&mut self, by: &Endpoint) {
         self.each().for_each(|aside| aside.answered(by));
-        let both = self.each().filter(|aside| aside.is_open()).count() == 2;
-        self.both = both.then(|| self.both.unwrap_or_else(Instant::now));
     }
 
     /// Where to ask whether they still work: an answer has to come from now on. None when none is in use.
@@ -78,17 +79,43 @@ impl Asides {
 
     /// A connection has ended.
     pub(super) fn ended(&mut self, number: u64) {
-        let is_ours = self.each().any(|aside| aside.number() == Some(number));
+        if !self.each().any(|aside| aside.number() == Some(number)) {
+            return;
+        }
         self.each().for_each(|aside| aside.ended(number));
-        if is_ours && self.both.take().is_some_and(|since| since.elapsed() < SOON) {
-            tracing::debug!("another connection made one end; what sends little keeps to one");
-            (self.only_one, self.other) = (true, None);
+        self.company.ended(Instant::now());
+        if self.company.only_one
+            && let Some(other) = self.other.take()
+            && self.one.number().is_none()
+        {
+            tracing::debug!("one connection made another end; what sends little keeps to one");
+            self.one = other;
         }
     }
 
     /// Their numbers; they do not end with this any more.
     pub(super) fn take_numbers(mut self) -> Vec<u64> {
         self.each().filter_map(Aside::take_number).collect()
+    }
+}
+
+/// Whether there may be two: something on the way, or the gateway, may allow one.
+#[derive(Debug, Default)]
+struct Company {
+    /// Since when there are.
+    both: Option<Instant>,
+    only_one: bool,
+}
+
+impl Company {
+    fn note(&mut self, there: usize, now: Instant) {
+        self.both = (there == 2).then(|| self.both.unwrap_or(now));
+    }
+
+    /// One has ended.
+    fn ended(&mut self, now: Instant) {
+        let soon = self.both.take().is_some_and(|since| now.saturating_duration_since(since) < SOON);
+        self.only_one |= soon;
     }
 }
 
@@ -120,10 +147,6 @@ impl Aside {
 
     /// What is due; to be called every now and then.
     async fn tend(&mut self, link: &Link) {
-        // That it ended is told, but news can be lost.
-        if self.number().is_some_and(|number| !self.streams.is_open(number)) {
-            self.later();
-        }
         match &mut self.state {
             State::Due(at) if Instant::now() >= *at => {
                 let (link, way) = (link.clone(), self.way);
@@ -221,5 +244,28 @@ impl Aside {
 impl Drop for Aside {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_one_of_two_ends_soon_there_is_only_one_from_then_on() {
+        let now = Instant::now();
+        let only_one_after = |notes: &[(usize, u64)], ended: u64| {
+            let mut company = Company::default();
+            for (there, secs) in notes {
+                company.note(*there, now + Duration::from_secs(*secs));
+            }
+            company.ended(now + Duration::from_secs(ended));
+            company.only_one
+        };
+        assert!(!only_one_after(&[(1, 0)], 1), "it was alone");
+        assert!(only_one_after(&[(1, 0), (2, 1)], 2));
+        assert!(only_one_after(&[(2, 0), (2, 9)], 9));
+        assert!(!only_one_after(&[(2, 0), (2, 9)], 10), "they were there for long");
+        assert!(!only_one_after(&[(2, 0), (1, 1)], 2), "they were not both there any more");
     }
 }

@@ -35,8 +35,8 @@ fn packet_to(packet: &[u8]) -> Option<Ipv4Addr> {
 }
 
 impl SlowWay {
-    /// Carries until the device is gone, or nothing is to be carried `until` then.
-    pub fn carry(self, tun: &mut Tun, until: impl Fn() -> bool) -> io::Result<()> {
+    /// Carries until the device is gone, or `is_over` says so; it is asked every tenth of a second at least.
+    pub fn carry(self, tun: &mut Tun, is_over: impl Fn() -> bool) -> io::Result<()> {
         let mut random = self.seed | 1;
         let mut poller = Poller::new()?;
         if let Some([queue, _]) = tun.descriptors() {
@@ -44,7 +44,7 @@ impl SlowWay {
         }
         let mut under_way: VecDeque<(Instant, Vec<u8>)> = VecDeque::new();
         let (mut held, mut buffer) = (0, vec![0; 65_536]);
-        while !until() {
+        while !is_over() {
             let wait = under_way.front().map(|(due, _)| due.saturating_duration_since(Instant::now()));
             let wait = wait.unwrap_or(Duration::from_millis(100));
             // A timeout of whole milliseconds would be late by one.

@@ -7,13 +7,13 @@ use super::distance::{Distance, settle};
 use crate::sys::socket::{delivery_rate, set_option};
 
 /// What the kernel may hold unsent until the rate is known; also the most for a connection that carries everything, or
-/// over a short way.
+/// to an end that is near.
 pub(super) const NOT_SENT_BYTES: i32 = 64 * 1024;
 /// A few packets: less would leave the kernel without work between an acknowledgement and us.
 const NOT_SENT_BYTES_MIN: i32 = 6 * 1024;
 /// Between looks at the rate.
 const LOOK_NANOS: u64 = 50_000_000;
-/// After so long the way is known by more than the round trip of the first packet, which a busy moment can make long.
+/// After so long the distance is known by more than the round trip of the first packet, which a busy moment can make long.
 const SETTLE_NANOS: u64 = 500_000_000;
 
 /// What may be unsent: what the rate of late brings in a time, but not more than so many bytes.
@@ -24,10 +24,10 @@ struct Room {
 }
 
 impl Room {
-    /// For a connection that carries everything: what waits is late for all behind it. And for a short way, where
+    /// For a connection that carries everything: what waits is late for all behind it. And to an end that is near, where
     /// nothing waits for long.
     const LITTLE: Self = Self { millis: 30, bytes_max: NOT_SENT_BYTES };
-    /// For a connection over a long way with another beside it for what sends little. A lost segment stops such a way for a
+    /// For a connection to an end that is far, with another beside it for what sends little. A lost segment stops such a way for a
     /// round trip: what comes meanwhile waits here, where else it would be dropped.
     const MORE: Self = Self { millis: 100, bytes_max: 4 * 1024 * 1024 };
 
@@ -40,7 +40,7 @@ impl Room {
     }
 }
 
-/// What a connection asks of the kernel: by its way once that is known, by the rate at which the other end receives, and
+/// What a connection asks of the kernel: by its distance once that is known, by the rate at which the other end receives, and
 /// by what else goes by it.
 #[derive(Debug)]
 pub(super) struct Pace {
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_way_gets_room_for_its_rate_only_beside_another_connection_and_loses_it_at_once() {
+    fn a_far_end_gets_room_for_its_rate_only_beside_another_connection_and_loses_it_at_once() {
         let [near, _far] = busy();
         let mut pace = Pace { distance: Some(Distance::Far), ..Pace::default() };
         pace.follow(&near, true, false, 0);
@@ -156,7 +156,7 @@ mod tests {
 
         let mut pace = Pace { distance: Some(Distance::Near), ..Pace::default() };
         pace.follow(&near, true, true, 0);
-        assert!(limit_of(&near) <= NOT_SENT_BYTES, "a short way");
+        assert!(limit_of(&near) <= NOT_SENT_BYTES, "an end that is near");
     }
 
     #[test]
