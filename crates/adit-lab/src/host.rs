@@ -154,6 +154,19 @@ impl Host {
         self.ip(words).map(drop)
     }
 
+    /// Leads the IPv4 packets that come in by these interfaces out by `device`, which gives them back when it has done
+    /// with them what it does; they are routed as usual then.
+    pub fn lead_through(&self, device: &str, interfaces: &[&str]) -> Result<()> {
+        for interface in ["all", device].iter().chain(interfaces) {
+            self.set_sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), "0")?;
+        }
+        self.ip(["route", "add", "default", "dev", device, "table", "100"])?;
+        for interface in interfaces {
+            self.ip(["rule", "add", "iif", interface, "lookup", "100"])?;
+        }
+        Ok(())
+    }
+
     /// Adds ADDRESS/LENGTH to an interface, usable at once.
     pub fn add_address(&self, interface: &str, address: &str) -> Result<()> {
         let nodad = if address.contains(':') { &["nodad"][..] } else { &[] };

@@ -142,13 +142,7 @@ fn detour(programs: &Programs, router: &Host, delay: u32, lost: u32) -> Result<P
     let mut process = router.spawn([&programs.slow_path, "slow0", &delay, &lost, seed])?;
     process.wait_for_text("ready", SOON)?;
     router.ip(["link", "set", "slow0", "txqueuelen", "20000", "up"])?;
-    for interface in ["all", "slow0", "eth0", "eth1"] {
-        router.set_sysctl(&format!("net.ipv4.conf.{interface}.rp_filter"), "0")?;
-    }
-    router.ip(["route", "add", "default", "dev", "slow0", "table", "100"])?;
-    for interface in ["eth0", "eth1"] {
-        router.ip(["rule", "add", "iif", interface, "lookup", "100"])?;
-    }
+    router.lead_through("slow0", &["eth0", "eth1"])?;
     Ok(process)
 }
 
